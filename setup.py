@@ -26,5 +26,8 @@ setup(
     python_requires=f">={about['min_python']}",
     install_requires=about["requirements"].split(),
     extras_require={"dev": about["dev_requirements"].split()},
-    entry_points={"console_scripts": about["console_scripts"].split()},
+    entry_points={
+        "console_scripts": about["console_scripts"].split(),
+        "nbdev": [f"{about['lib_name']}={about['lib_path']}._modidx:d"],  # lets nbdev link names in prose to their pages
+    },
 )
