@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOOK_TABLES', 'UsageError', 'did_you_mean', 'load_attribute', 'look_up', 'philox', 'draw_table', 'torch_seed',
-           'pick_device', 'describe_machine', 'replacing', 'write_text', 'write_json', 'read_json', 'preserved',
-           'format_bytes', 'format_seconds']
+           'pick_device', 'describe_machine', 'replacing', 'write_text', 'write_json', 'read_json', 'cache_folder',
+           'preserved', 'format_bytes', 'format_seconds', 'text_table']
 
 # %% ../nbs/00_core.ipynb #bd974c0f
 import difflib
@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -158,6 +158,11 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError: raise UsageError(f"There is no file {path}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error: raise UsageError(f"{path} is not readable as JSON: {error}.") from error
 
+# %% ../nbs/00_core.ipynb #8dded1d0
+def cache_folder() -> Path:
+    "Where things are cached: `$CNNBENCH_CACHE`, or `~/.cache/cnnbench`."
+    return Path(os.environ.get("CNNBENCH_CACHE") or Path.home() / ".cache" / "cnnbench")
+
 # %% ../nbs/00_core.ipynb #099b4349
 HOOK_TABLES = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -206,3 +211,14 @@ def format_seconds(
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def text_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> str:
+    "A plain aligned table; numbers to four places, None as a dash."
+    def word(value: Any) -> str: return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    cells = [list(headings), *([word(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
