@@ -47,6 +47,9 @@ export: $(READY)  ## after editing notebooks: write the library and README.md fr
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/pages.py readme
 
+readme: $(READY)  ## README.md from nbs/index.ipynb alone
+	$(BIN)/python .ci/pages.py readme
+
 bench: .bench/.ready  ## measure against Albumentations, Kornia, Lightning and fastai, in an environment of its own
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BENCH) "$$script" $(ARGS) || exit 1; done
 
