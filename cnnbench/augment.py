@@ -395,7 +395,7 @@ def shift_tensors(
     "Crop and flip: pixels are only moved, the border is reflected."
     height, width = images.shape[2:]
     across = matrices[:, 0, :1] * torch.arange(width, device=images.device) + matrices[:, 0, 2:]  # (batch, width)
-    down = matrices[:, 1, :1] * torch.arange(height, device=images.device) + matrices[:, 1, 2:]  # (batch, height)
+    down = matrices[:, 1, 1:2] * torch.arange(height, device=images.device) + matrices[:, 1, 2:]  # (batch, height)
     columns, rows = reflected(across.long(), width), reflected(down.long(), height)
     item = torch.arange(len(images), device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -423,7 +423,7 @@ def warp_tensors(
     "The images resampled once, averaged over blocks first where they shrink by more than half."
     size = (images.shape[2], images.shape[3])
     factors = shrink_factors(matrices, size)
-    folded = torch.from_numpy(fold_shrinking(matrices, factors)).to(images.device, torch.float32)
+    folded = torch.from_numpy(fold_shrinking(matrices, factors)).float().to(images.device)
     result = torch.empty_like(images)
     for factor in np.unique(factors).tolist():
         chosen = torch.from_numpy(np.flatnonzero(factors == factor)).to(images.device)
@@ -472,7 +472,7 @@ def apply_tensors(
     "The images, uint8, with the recipe carried out by torch on their device."
     def here(values: np.ndarray) -> torch.Tensor:
         held = torch.from_numpy(values)
-        return held.to(images.device, torch.float32 if held.is_floating_point() else held.dtype)
+        return (held.float() if held.is_floating_point() else held).to(images.device)
 
     if recipe.exact: result = shift_tensors(images, here(recipe.geometry)).float()
     else: result = warp_tensors(images.float(), recipe.geometry)
@@ -529,7 +529,7 @@ def mix_tensors(images: torch.Tensor, partners: torch.Tensor, mix: Mix) -> None:
     if not len(mix.items): return
     items, boxes = torch.from_numpy(mix.items).to(images.device), torch.from_numpy(mix.boxes).to(images.device)
     pasted = (boxes[:, 2:] > boxes[:, :2]).any(1)[:, None, None, None]
-    shares = torch.from_numpy(mix.shares).to(images.device, torch.float32)[:, None, None, None]
+    shares = torch.from_numpy(mix.shares).float().to(images.device)[:, None, None, None]
     covered, own = inside(boxes, (images.shape[2], images.shape[3])), images[items]
     blended = whole(own * (1 - shares) + partners * shares).to(torch.uint8)
     images[items] = torch.where(pasted, torch.where(covered, partners, own), blended)
@@ -605,15 +605,12 @@ class Augmenter:
 
     def __call__(self, rows: np.ndarray, epoch: int) -> Batch:
         "The batch of these rows as they look in this epoch."
-        rows, data, draws = np.ascontiguousarray(rows, np.int64), self.dataset, self.draws(rows, epoch)
-        mix = make_mix(self.config, draws, self.rows, data.shape[1:])
-        everyone, targets = rows, data.targets[rows]
-        if mix is not None:
-            everyone, targets = np.concatenate([rows, mix.partners]), mix_targets(targets, data.targets[mix.partners], mix, len(data.classes))
-            draws = np.concatenate([draws, self.draws(mix.partners, epoch)])
-        recipe, pixels = make_recipe(self.config, draws, data.shape), data.images.read(everyone)
+        rows, data = np.ascontiguousarray(rows, np.int64), self.dataset
+        mix = make_mix(self.config, self.draws(rows, epoch), self.rows, data.shape[1:])
+        everyone = rows if mix is None else np.concatenate([rows, mix.partners])
+        recipe, pixels = make_recipe(self.config, self.draws(everyone, epoch), data.shape), data.images.read(everyone)
+        targets = data.targets[rows] if mix is None else mix_targets(data.targets[rows], data.targets[mix.partners], mix, len(data.classes))
         geometry = recipe.geometry[: len(rows)] if data.geometry is None else data.geometry[rows] @ recipe.geometry[: len(rows)]
         if self.device.type == "cpu": images = augment_arrays(pixels, recipe, self.strips, mix)
         else: images = augment_tensors(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2), recipe, self.strips, mix)
-        made = torch.from_numpy(targets), torch.from_numpy(rows), torch.from_numpy(geometry.astype(np.float32))
-        return Batch(images, *made).to(self.device)
+        return Batch(images, *map(torch.from_numpy, (targets, rows, geometry.astype(np.float32)))).to(self.device)

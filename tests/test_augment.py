@@ -1,0 +1,518 @@
+"Every effect by hand on tiny images, the two backends against each other, and what may not change a draw."
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnbench.augment import (
+    COLUMNS,
+    NONE,
+    NOISE_LEVELS,
+    NOISE_STARTS,
+    PRESETS,
+    AugmentConfig,
+    Augmenter,
+    Recipe,
+    apply_arrays,
+    apply_tensors,
+    augment_arrays,
+    augment_tensors,
+    erase_boxes,
+    is_exact,
+    make_mix,
+    make_recipe,
+    mix_targets,
+    noise_strips,
+)
+from cnnbench.config import from_json, to_code, to_json
+from cnnbench.core import UsageError, draw_table
+from cnnbench.data import ArrayImages, Dataset, Loader
+
+EFFECTS = {
+    "crop": 3, "flip": 1, "flip_vertical": 1, "resized_crop": 0.6, "rotate": 60, "scale": 0.5, "translate": 0.3, "shear": 20, "perspective": 0.15,
+    "brightness": 0.3, "contrast": 0.7, "saturation": 0.8, "hue": 60, "blur": 2, "noise": 30, "erase": 1,
+}
+
+
+def drawn(batch=1, **values):
+    "Neutral draws, except those given."
+    draws = np.full((batch, len(COLUMNS)), 0.5, np.float32)
+    for name, value in values.items(): draws[:, COLUMNS[name]] = value
+    return draws
+
+
+def smooth(height, width, channels=3, batch=1, seed=0):
+    "Random pictures without hard edges, uint8 (batch, height, width, channel)."
+    y, x = np.mgrid[:height, :width]
+    waves = np.random.default_rng(seed).uniform(0.1, 0.5, (batch, 1, 1, channels, 3))
+    values = np.sin(waves[..., 0] * x[None, :, :, None] + waves[..., 1] * y[None, :, :, None] + 20 * waves[..., 2])
+    return np.rint(127.5 + 120 * values).astype(np.uint8)
+
+
+def random_pixels(*shape, seed=0): return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def carry_out(backend, images, draws=None, seed=0, **setting):
+    "The images, (batch, height, width, channel), under one config, by either backend."
+    config, shape = replace(NONE, **setting), (images.shape[3], *images.shape[1:3])
+    if draws is None: draws = draw_table(seed, "augment", 0, len(images), len(COLUMNS))
+    recipe, strips = make_recipe(config, draws, shape), noise_strips(config, seed, math.prod(shape))
+    if backend == "opencv": return apply_arrays(images.copy(), recipe, strips)
+    return apply_tensors(torch.from_numpy(images).permute(0, 3, 1, 2), recipe, strips).permute(0, 2, 3, 1).numpy()
+
+
+def dataset_of(images, classes=10):
+    "A data set of these images whose labels go round."
+    return Dataset("tiny", ArrayImages(images), np.arange(len(images)) % classes, tuple(map(str, range(classes))))
+
+
+both = pytest.mark.parametrize("backend", ["opencv", "torch"])
+channels = pytest.mark.parametrize("channels", [1, 3])
+
+
+# Geometry, by hand
+
+
+@both
+@channels
+@pytest.mark.parametrize("size", [6, 7])
+def test_quarter_turns_equal_rot90(backend, channels, size):
+    image = random_pixels(1, size, size, channels)
+    for amount, turns in ((0.75, 1), (1, 2), (0.25, -1)):
+        turned = carry_out(backend, image, drawn(rotate=amount), rotate=180)
+        assert np.array_equal(turned[0], np.rot90(image[0], turns))
+
+
+@both
+@channels
+def test_translating_by_whole_pixels_is_a_shift(backend, channels):
+    image = random_pixels(1, 10, 20, channels)
+    moved = carry_out(backend, image, drawn(translate_x=1, translate_y=0), translate=0.2)[0]  # 4 to the right, 2 up
+    assert np.array_equal(moved[:-2, 4:], image[0, 2:, :-4])
+    assert np.array_equal(moved[:-2, :4], image[0, 2:, 1:5][:, ::-1])  # reflected about the first column
+
+
+@both
+@channels
+@pytest.mark.parametrize("axes", [("flip",), ("flip_vertical",), ("flip", "flip_vertical")])
+def test_flips_are_exact(backend, channels, axes):
+    image = random_pixels(2, 5, 8, channels)
+    flipped = carry_out(backend, image, **dict.fromkeys(axes, 1.0))
+    assert np.array_equal(flipped, np.flip(image, [{"flip": 2, "flip_vertical": 1}[axis] for axis in axes]))
+
+
+@both
+@channels
+@pytest.mark.parametrize("crop", [3, 50])  # the second is wider than the image
+def test_crops_are_slices_of_the_reflected_image(backend, channels, crop):
+    image, size = random_pixels(40, 9, 12, channels), (9, 12)
+    draws = draw_table(1, "augment", 0, 40, len(COLUMNS))
+    cropped, offsets = carry_out(backend, image, draws, crop=crop), set()
+    for item in range(40):
+        wide = np.pad(image[item], [(size[0], size[0]), (size[1], size[1]), (0, 0)], mode="reflect")
+        most = [min(crop, side - 1) for side in size]
+        down, right = (math.floor(draws[item, COLUMNS[f"crop_{axis}"]].item() * (2 * m + 1)) - m for axis, m in zip("yx", most, strict=True))
+        offsets.add((down, right))
+        assert np.array_equal(cropped[item], wide[9 + down : 18 + down, 12 + right : 24 + right])
+    assert len(offsets) > 20
+
+
+@both
+def test_crop_and_flip_together_only_move_pixels(backend):
+    image = random_pixels(30, 8, 8, 3)
+    image[:] = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)  # every value once
+    result = carry_out(backend, image, crop=2, flip=0.5, flip_vertical=0.5)
+    geometry = make_recipe(replace(NONE, crop=2, flip=0.5, flip_vertical=0.5), draw_table(0, "augment", 0, 30, len(COLUMNS)), (3, 8, 8)).geometry
+    for item in range(30):
+        x, y, _ = np.rint(geometry[item] @ (4, 4, 1)).astype(int)
+        assert np.array_equal(result[item, 4, 4], image[item, y, x])
+
+
+@both
+def test_scaling_enlarges_about_the_centre(backend):
+    image = np.zeros((1, 33, 33, 1), np.uint8)
+    image[0, 12:21, 12:21] = 200
+    large = carry_out(backend, image, drawn(scale=1), scale=1)[0, :, :, 0]
+    assert large[16, 16 - 7 : 16 + 8].min() == 200 and large[16, 5] == 0 and large[16, 27] == 0
+    assert abs((large > 100).sum() / 81 - 4) < 0.5
+    assert np.array_equal(large, large[::-1]) and np.array_equal(large, large.T)
+
+
+@both
+def test_shear_slants_and_keeps_the_centre(backend):
+    image = np.zeros((1, 21, 21, 1), np.uint8)
+    image[0, :, 10] = 255
+    slanted = carry_out(backend, image, drawn(shear_x=1), shear=30)[0, :, :, 0].astype(float)
+    middles = (slanted * np.arange(21)).sum(1) / slanted.sum(1)
+    assert np.allclose(middles[6:15], 10 + math.tan(math.radians(30)) * np.arange(-4, 5), atol=0.05)
+
+
+@both
+def test_perspective_keeps_straight_lines_and_brings_one_side_nearer(backend):
+    image = np.zeros((1, 41, 41, 1), np.uint8)
+    image[0, 10:31, 10:31] = 255
+    tilted = carry_out(backend, image, drawn(perspective_x=1), perspective=0.2)[0, :, :, 0] > 127
+    heights = tilted.sum(0)[np.flatnonzero(tilted.sum(0))]
+    assert heights[1] > heights[-2] + 3 and (np.diff(heights[1:-1].astype(int)) <= 0).all()
+
+
+@both
+def test_resized_crop_shows_an_enlarged_window(backend):
+    ramp = np.broadcast_to((np.arange(64) * 4).astype(np.uint8)[None, None, :, None], (1, 64, 64, 1)).copy()
+    draws = drawn(cut_area=1, cut_aspect=0.5, cut_x=0.5)  # the middle quarter
+    row = carry_out(backend, ramp, draws, resized_crop=0.75)[0, 32, :, 0].astype(float)
+    assert np.allclose(row, 4 * ((np.arange(64) + 0.5) * 0.5 - 0.5 + 16), atol=1)
+
+
+# Colour, by hand
+
+
+@both
+@channels
+def test_brightness_and_contrast_equal_the_formula(backend, channels):
+    image = random_pixels(1, 16, 16, channels)
+    result = carry_out(backend, image, drawn(brightness=0.9, contrast=0.1), brightness=0.25, contrast=0.5)
+    gain, offset = 1 - 0.8 * 0.5, 0.8 * 0.25 * 255
+    expected = np.clip((image.astype(np.float64) - 127.5) * gain + 127.5 + offset, 0, 255)
+    assert abs(result - expected).max() <= 0.5 + 1e-3
+
+
+@both
+def test_saturation_zero_is_grey(backend):
+    image = random_pixels(1, 16, 16, 3)
+    result = carry_out(backend, image, drawn(saturation=0), saturation=1).astype(float)
+    assert abs(np.ptp(result, axis=3)).max() <= 1
+    assert abs(result[..., 0] - image @ np.array([0.299, 0.587, 0.114])).max() <= 1.2
+
+
+@both
+def test_hue_and_saturation_leave_grey_and_single_channels_alone(backend):
+    grey = np.repeat(random_pixels(4, 8, 8, 1), 3, 3)
+    assert abs(carry_out(backend, grey, hue=90, saturation=1).astype(int) - grey).max() <= 1
+    single = random_pixels(4, 8, 8, 1)
+    assert np.array_equal(carry_out(backend, single, hue=90, saturation=1), single)
+
+
+def test_hue_turns_colours_but_not_their_luma():
+    image = np.full((1, 4, 4, 3), (150, 100, 90), np.uint8)
+    turned = carry_out("opencv", image, drawn(hue=1), hue=60)[0, 0, 0].astype(float)
+    luma = np.array([0.299, 0.587, 0.114])
+    assert abs(turned @ luma - image[0, 0, 0] @ luma) < 1 and abs(turned - image[0, 0, 0]).max() > 20
+
+
+# Blur, noise, erasing
+
+
+@both
+@channels
+def test_blur_preserves_the_mean_and_removes_detail(backend, channels):
+    image = random_pixels(1, 32, 32, channels)
+    result = carry_out(backend, image, drawn(blur=1), blur=2)
+    assert abs(result.mean() - image.mean()) < 1 and result.std() < image.std() / 4
+    spike = np.zeros((1, 33, 33, channels), np.uint8)
+    spike[0, 16, 16] = 255
+    row = carry_out(backend, spike, drawn(blur=1), blur=1)[0, 16, :, 0].astype(float)
+    bell = np.exp(-0.5 * (np.arange(33) - 16.0) ** 2)
+    assert abs(row - 255 * bell / bell.sum() ** 2).max() <= 1.5
+
+
+@both
+@pytest.mark.parametrize("level", range(NOISE_LEVELS))
+def test_noise_has_the_deviation_that_was_drawn(backend, level):
+    image = np.full((1, 64, 64, 3), 128, np.uint8)
+    change = carry_out(backend, image, drawn(noise=(level + 0.5) / NOISE_LEVELS, noise_start=0.3), noise=24).astype(float) - 128
+    wanted = math.sqrt((24 * (level + 1) / NOISE_LEVELS) ** 2 + 1 / 12)  # rounding adds a twelfth
+    assert abs(change.std() / wanted - 1) < 0.04 and abs(change.mean()) < 0.6
+
+
+def test_noise_is_a_piece_of_the_strip_and_saturates():
+    config, image = replace(NONE, noise=40), random_pixels(1, 8, 8, 3)
+    draws = drawn(noise=0.99, noise_start=0.25)
+    strips, start = noise_strips(config, 0, 192).numpy().astype(int), int(0.25 * NOISE_STARTS)
+    piece = (strips[0, -1] - strips[1, -1])[start : start + 192].reshape(image.shape)
+    for backend in ("opencv", "torch"):
+        assert np.array_equal(carry_out(backend, image, draws, noise=40), np.clip(image + piece, 0, 255))
+
+
+@both
+@channels
+def test_erasing_covers_the_area_that_was_drawn(backend, channels):
+    image = np.zeros((1, 40, 60, channels), np.uint8)
+    for amount in (0, 0.4, 1):
+        draws = drawn(erase=0, erase_area=amount, erase_aspect=0.8, erase_x=0.9, erase_y=0.1, erase_level=0.6)
+        result = carry_out(backend, image, draws, erase=0.5, erase_area=0.4)[0, :, :, 0]
+        assert set(np.unique(result)) == {0, 153}
+        assert abs((result > 0).mean() - 0.4 * (0.1 + 0.9 * amount)) < 0.02
+    assert not carry_out(backend, image, drawn(erase=0.7), erase=0.5).any()
+
+
+def test_erasing_stays_inside_for_any_draw():
+    boxes = erase_boxes(replace(NONE, erase=1, erase_area=0.45, strength=2), draw_table(0, "augment", 0, 2000, len(COLUMNS)), (7, 13))
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 13 and boxes[:, 3].max() <= 7 and (boxes[:, 2:] >= boxes[:, :2]).all()
+
+
+# Shrinking
+
+
+@both
+@channels
+def test_a_shrunk_checkerboard_is_grey(backend, channels):
+    board = np.broadcast_to((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None], (1, 64, 64, channels)).copy()
+    for amount in (0.0, 0.1, 0.15):  # to 0.33, 0.42 and 0.46 of the size
+        shrunk = carry_out(backend, board, drawn(scale=amount, rotate=0.6), scale=1, rotate=30, strength=2).astype(float)
+        assert shrunk.std() < 25 and abs(shrunk.mean() - 127.5) < 3
+
+
+@both
+def test_shrinking_keeps_places(backend):
+    image = np.zeros((1, 63, 65, 1), np.uint8)
+    image[0, 30:33, 14:17] = 255  # 17 left of the centre (32, 31)
+    shrunk = carry_out(backend, image, drawn(scale=0), scale=1, strength=2)[0, :, :, 0].astype(float)  # to a third
+    near = shrunk[31 - 8 : 31 + 9, 32 - 8 : 32 + 9]
+    x, y = (near.sum(0) * np.arange(24, 41)).sum() / near.sum(), (near.sum(1) * np.arange(23, 40)).sum() / near.sum()
+    assert abs(x - (32 - 17 / 3)) < 0.3 and abs(y - 31) < 0.3
+
+
+# The two backends
+
+
+@channels
+@pytest.mark.parametrize("effect", [*EFFECTS])
+def test_backends_agree_on_each_effect(effect, channels):
+    images = smooth(24, 30, channels, batch=12)
+    opencv, by_torch = (carry_out(backend, images, **{effect: EFFECTS[effect]}).astype(int) for backend in ("opencv", "torch"))
+    assert abs(opencv - by_torch).max() <= 2 and abs(opencv - by_torch).mean() < 0.3  # levels of 255
+
+
+@channels
+@pytest.mark.parametrize("size", [(8, 8), (17, 31), (96, 100)])
+def test_backends_agree_on_everything_at_once(size, channels):
+    images, setting = smooth(*size, channels, batch=16), {**EFFECTS, "strength": 1.0, "erase": 0.5}
+    opencv, by_torch = (carry_out(backend, images, **setting).astype(int) for backend in ("opencv", "torch"))
+    assert abs(opencv - by_torch).mean() < 0.5 and np.percentile(abs(opencv - by_torch), 99.9) <= 4
+
+
+def test_backends_agree_on_mixing():
+    config, images = replace(NONE, mixup=0.5, cutmix=1, flip=0.5), smooth(16, 20, 3, batch=40)
+    draws = draw_table(0, "augment", 0, 40, len(COLUMNS))
+    mix = make_mix(config, draws[:20], np.arange(40), (16, 20))
+    everyone = np.concatenate([np.arange(20), mix.partners])
+    recipe, pixels = make_recipe(config, draws[everyone], (3, 16, 20)), images[everyone]
+    by_torch = augment_tensors(torch.from_numpy(pixels).permute(0, 3, 1, 2), recipe, None, mix)
+    opencv = augment_arrays(pixels.copy(), recipe, None, mix)
+    assert opencv.shape == by_torch.shape == (20, 3, 16, 20) and opencv.is_contiguous(memory_format=torch.channels_last)
+    assert (opencv.int() - by_torch.int()).abs().max() <= 1
+
+
+@both
+@channels
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (64, 3)])
+def test_the_smallest_images(backend, channels, size):
+    result = carry_out(backend, random_pixels(4, *size, channels), **EFFECTS)
+    assert result.shape == (4, *size, channels) and result.dtype == np.uint8
+
+
+@both
+def test_one_colour_stays_that_colour_under_all_geometry(backend):
+    image = np.full((20, 20, 20, 3), (10, 120, 250), np.uint8)
+    names = ("crop", "flip", "flip_vertical", "resized_crop", "rotate", "scale", "translate", "shear", "perspective")
+    assert np.array_equal(carry_out(backend, image, strength=2, **{name: EFFECTS[name] for name in names}), image)
+
+
+# What may and may not change a draw
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_a_row_looks_the_same_in_any_company(name):
+    data = dataset_of(random_pixels(50, 12, 12, 3))
+    rows = np.arange(50)
+    whole = Augmenter(PRESETS[name], data, seed=5, rows=rows)(rows, 7)
+    augmenter, order = Augmenter(PRESETS[name], data, seed=5, rows=rows), np.random.default_rng(0).permutation(50)
+    augmenter(order, 8)
+    for part in np.split(order, [1, 4, 9, 20, 37]):
+        batch = augmenter(part, 7)
+        for held, expected in ((batch.images, whole.images), (batch.targets, whole.targets), (batch.geometry, whole.geometry)):
+            assert torch.equal(held, expected[torch.from_numpy(part)])
+        assert torch.equal(batch.rows, torch.from_numpy(part))
+
+
+def test_seed_epoch_and_row_each_change_the_draw():
+    data = dataset_of(np.repeat(random_pixels(1, 16, 16, 1), 4, 0))
+    def look(seed, epoch, row): return Augmenter(AugmentConfig(), data, seed)(np.array([row]), epoch).images
+    first = look(0, 0, 0)
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)): assert not torch.equal(first, look(*other))
+    assert torch.equal(first, look(0, 0, 0))
+
+
+def test_another_effect_does_not_change_a_draw():
+    draws = draw_table(0, "augment", 0, 8, len(COLUMNS))
+    others = {"noise": 9, "erase": 1, "hue": 3, "mixup": 1}
+    alone, together = (make_recipe(replace(NONE, rotate=30, **more), draws, (3, 8, 8)) for more in ({}, others))
+    assert np.array_equal(alone.geometry, together.geometry)
+
+
+def test_more_rows_do_not_change_a_draw():
+    images = random_pixels(30, 8, 8, 1)
+    few, many = (Augmenter(AugmentConfig(noise=9), dataset_of(images[:count]), 0)(np.arange(10), 2) for count in (10, 30))
+    assert torch.equal(few.images, many.images)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    data = dataset_of(random_pixels(70, 20, 20, 3))
+    rows, epochs = np.arange(70), {}
+    for threads in (0, 1, 3):
+        loader = Loader(data, rows, 16, seed=0, make=Augmenter(PRESETS["strong"], data, 0, rows), threads=threads)
+        batches = [batch for epoch in range(3) for batch in loader(epoch)]
+        epochs[threads] = torch.cat([batch.images for batch in batches]), torch.cat([batch.targets for batch in batches])
+    for threads in (1, 3):
+        for held, expected in zip(epochs[threads], epochs[0], strict=True): assert torch.equal(held, expected)
+
+
+def test_one_augmenter_in_many_threads_and_epochs_at_once():
+    data = dataset_of(random_pixels(40, 10, 10, 3))
+    augmenter, rows = Augmenter(AugmentConfig(noise=5), data, 0), np.arange(40)
+    with ThreadPoolExecutor(4) as pool: made = list(pool.map(lambda epoch: augmenter(rows, epoch % 5).images, range(30)))
+    for epoch, images in enumerate(made): assert torch.equal(images, Augmenter(AugmentConfig(noise=5), data, 0)(rows, epoch % 5).images)
+
+
+def test_nothing_on_changes_nothing():
+    data = dataset_of(random_pixels(20, 9, 11, 3))
+    for config in (NONE, AugmentConfig(strength=0), PRESETS["none"]):
+        batch = Augmenter(config, data, 0)(np.arange(20), 0)
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), data.images.array)
+        assert torch.equal(batch.targets, torch.from_numpy(data.targets)) and torch.equal(batch.geometry, torch.eye(3).expand(20, 3, 3))
+    assert is_exact(NONE) and not is_exact(AugmentConfig())
+
+
+def test_the_data_set_is_not_written_to():
+    images = random_pixels(12, 8, 8, 3)
+    data = dataset_of(images.copy())
+    Augmenter(PRESETS["strong"], data, 0, np.arange(12))(np.arange(12), 0)
+    assert np.array_equal(data.images.array, images)
+
+
+# Mixing
+
+
+def test_cutmix_share_is_the_area_pasted():
+    images = np.zeros((30, 20, 20, 1), np.uint8)
+    images[15:] = 255  # the last class of two
+    data = Dataset("halves", ArrayImages(images), np.repeat([0, 1], 15), ("dark", "light"))
+    batch = Augmenter(replace(NONE, cutmix=1), data, 0, rows=np.arange(30))(np.arange(30), 0)
+    assert batch.targets.dtype == torch.float32 and batch.targets.shape == (30, 2)
+    assert torch.allclose(batch.targets.sum(1), torch.ones(30), atol=1e-6)
+    assert torch.allclose(batch.images.float().mean((1, 2, 3)) / 255, batch.targets[:, 1], atol=1e-6)
+    assert ((batch.targets[:, 1] > 0.05) & (batch.targets[:, 1] < 0.95)).sum() > 5
+
+
+def test_mixup_share_is_the_share_of_the_pixels():
+    images = np.zeros((30, 4, 4, 3), np.uint8)
+    images[15:] = 200
+    data = Dataset("halves", ArrayImages(images), np.repeat([0, 1], 15), ("dark", "light"))
+    batch = Augmenter(replace(NONE, mixup=1), data, 0, rows=np.arange(30))(np.arange(30), 0)
+    assert torch.allclose(batch.images.float().mean((1, 2, 3)) / 200, batch.targets[:, 1], atol=0.5 / 200 + 1e-6)
+
+
+def test_partners_are_training_rows_only():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1).repeat(8, 1).repeat(8, 2)
+    data = dataset_of(images, classes=40)
+    batch = Augmenter(replace(NONE, mixup=0.5, cutmix=0.5), data, 0, rows=np.arange(20))(np.arange(20), 0)
+    assert batch.targets[:, 20:].sum() == 0 and (batch.targets > 0).sum() > 30
+    with pytest.raises(UsageError, match="training rows"): Augmenter(AugmentConfig(cutmix=1), data, 0)
+
+
+def test_mix_chance_and_beta_law():
+    draws = draw_table(0, "augment", 0, 4000, len(COLUMNS))
+    mix = make_mix(replace(NONE, mixup=0.3, mix_chance=0.25), draws, np.arange(10), (8, 8))
+    assert abs(len(mix.items) - 1000) < 100
+    assert abs(mix.shares.mean() - 0.5) < 0.05 and abs(mix.shares.var() - 1 / (4 * 1.6)) < 0.02
+    assert make_mix(replace(NONE, mixup=0.3, mix_chance=0), draws, np.arange(10), (8, 8)) is None
+
+
+def test_a_partner_of_the_same_class_keeps_the_label_whole():
+    mix = make_mix(replace(NONE, mixup=1), drawn(2, mix_share=0.3), np.arange(5), (4, 4))
+    assert np.allclose(mix_targets(np.array([1, 2]), np.array([1, 0]), mix, 3), [[0, 1, 0], [0.3, 0, 0.7]])
+
+
+def test_batch_that_draws_no_mixing():
+    data = dataset_of(random_pixels(4, 6, 6, 1))
+    batch = Augmenter(replace(NONE, cutmix=1, mix_chance=1e-6), data, 0, rows=np.arange(4))(np.arange(4), 0)
+    assert torch.equal(batch.targets.argmax(1), torch.arange(4)) and batch.targets.dtype == torch.float32
+
+
+# Geometry that leads back
+
+
+def test_geometry_leads_to_the_original_pixels():
+    original = np.array([[2, 0, 7.5], [0, 2, 3.5], [0, 0, 1]], np.float32)
+    data = replace(dataset_of(random_pixels(6, 10, 12, 1)), geometry=np.tile(original, (6, 1, 1)))
+    batch = Augmenter(replace(NONE, flip=1), data, 0)(np.arange(6), 0)
+    assert batch.geometry.dtype == torch.float32
+    place = batch.geometry[3].numpy() @ (2, 5, 1)
+    assert np.allclose(place, (2 * (11 - 2) + 7.5, 2 * 5 + 3.5, 1))
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_presets_round_trip(name):
+    assert from_json(AugmentConfig, to_json(PRESETS[name])) == PRESETS[name]
+    assert eval(to_code(PRESETS[name])) == PRESETS[name]
+
+
+def test_every_setting_has_a_range_and_a_help():
+    for item in fields(AugmentConfig): assert item.metadata["help"] and item.metadata["low"] == (0.02 if item.name == "erase_area" else 0)
+
+
+def test_defaults_do_not_change_what_a_digit_means():
+    config = AugmentConfig()
+    assert config == PRESETS["light"] and config.rotate <= 15
+    assert not any(getattr(config, name) for name in ("flip", "flip_vertical", "mixup", "cutmix", "erase"))
+
+
+def test_strength_scales_the_ranges():
+    draws = draw_table(0, "augment", 0, 5, len(COLUMNS))
+    pair = replace(NONE, translate=0.2, brightness=0.2, strength=1.5), replace(NONE, translate=0.3, brightness=0.3)
+    one, two = (make_recipe(config, draws, (3, 9, 9)) for config in pair)
+    assert np.allclose(one.geometry, two.geometry) and np.allclose(one.colour, two.colour)
+
+
+@st.composite
+def configs(draw):
+    "Any valid config, each setting at zero half of the time."
+    def value(item):
+        low, high = item.metadata["low"], item.metadata["high"]
+        numbers = st.integers(low, high) if item.name == "crop" else st.floats(low, high)
+        return numbers if item.name == "erase_area" else st.one_of(st.just(0), numbers)
+    return AugmentConfig(**{item.name: draw(value(item)) for item in fields(AugmentConfig)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs(), st.integers(8, 64), st.integers(8, 64), st.sampled_from([1, 3]), st.integers(0, 2**32), st.integers(0, 5))
+def test_any_config_on_any_size(config, height, width, channels, seed, epoch):
+    assert from_json(AugmentConfig, to_json(config)) == config and eval(to_code(config)) == config
+    data = dataset_of(smooth(height, width, channels, batch=6), classes=3)
+    rows = np.array([4, 0, 5])
+    batch = Augmenter(config, data, seed, rows=np.arange(6))(rows, epoch)
+    assert batch.images.shape == (3, channels, height, width) and batch.images.dtype == torch.uint8
+    assert batch.geometry.shape == (3, 3, 3) and batch.geometry.isfinite().all()
+    if batch.targets.ndim == 2: assert torch.allclose(batch.targets.sum(1), torch.ones(3), atol=1e-5) and batch.targets.min() >= 0
+    else: assert torch.equal(batch.targets, torch.from_numpy(data.targets[rows]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs(), st.integers(8, 40), st.integers(8, 40), st.sampled_from([1, 3]), st.integers(0, 1000))
+def test_the_backends_agree_on_any_config(config, height, width, channels, seed):
+    images = smooth(height, width, channels, batch=4)
+    shape, draws = (channels, height, width), draw_table(seed, "augment", 0, 4, len(COLUMNS))
+    recipe, strips = make_recipe(config, draws, shape), noise_strips(config, seed, math.prod(shape))
+    by_torch = apply_tensors(torch.from_numpy(images).permute(0, 3, 1, 2), recipe, strips).permute(0, 2, 3, 1).numpy().astype(int)
+    opencv = apply_arrays(images.copy(), recipe, strips)
+    assert isinstance(recipe, Recipe) and by_torch.shape == opencv.shape
+    assert abs(by_torch - opencv).mean() < 1 and np.percentile(abs(by_torch - opencv), 99) <= 8
