@@ -32,7 +32,7 @@ test: $(READY)  ## everything that must hold; what this machine lacks is skipped
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab nbs/index.ipynb $(ARGS)
+	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 docs: $(READY)  ## the site from the notebooks, in _docs: by Quarto where it is installed, else by smalldocs
 	$(BIN)/python .ci/pages.py docs
