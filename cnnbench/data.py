@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'VAL', 'TEST', 'OPEN', 'LARGEST', 'PADDING', 'FORMATS', 'SUFFIXES', 'SHAPES', 'Window', 'MOTIONS', 'PARTS',
-           'IDX_FILES', 'FASHION', 'CIFAR', 'CIFAR10_FILES', 'SVHN', 'NAMED_SETS', 'DATASETS', 'Make', 'Batch',
+           'IDX_FILES', 'FASHION', 'CIFAR', 'CIFAR10_FILES', 'SVHN', 'NAMED_SETS', 'DATASETS', 'CHUNK', 'Make', 'Batch',
            'ImageSource', 'ArrayImages', 'LazyImages', 'Dataset', 'ShapesConfig', 'DataConfig', 'Fit', 'plan_fit',
            'fit_image', 'ImageHeader', 'is_deep', 'read_header', 'turn_upright', 'pixels_of', 'decode_file',
            'why_unreadable', 'to_pixels', 'read_image', 'make_room', 'make_all', 'hold_images', 'write_images',
@@ -14,7 +14,7 @@ __all__ = ['TRAIN', 'VAL', 'TEST', 'OPEN', 'LARGEST', 'PADDING', 'FORMATS', 'SUF
            'largest_value', 'working_size', 'check_skipped', 'FoundImage', 'scan_folder', 'load_folder', 'NamedSet',
            'open_named', 'download_named', 'load_named', 'call_own', 'from_items', 'load_own', 'check_classes',
            'load_dataset', 'Split', 'place_by_file', 'place_by_rank', 'split_dataset', 'PixelStatistics',
-           'pixel_statistics', 'fingerprint', 'plain_batch', 'Loader']
+           'pixel_statistics', 'fingerprint', 'plain_batch', 'Makers', 'Loader']
 
 # %% ../nbs/10_data.ipynb #deb842d3
 import bisect
@@ -260,7 +260,8 @@ def read_header(
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > largest * 1e6: raise UsageError(f"its {width} × {height} pixels are more than the limit of {largest:g} megapixels")
-        try: turn = image.getexif().get(0x0112, 1)
+        turn, noted = 1, image.format != "PNG" or "exif" in image.info  # otherwise Pillow would decode a PNG to look behind its pixels
+        try: turn = image.getexif().get(0x0112, 1) if noted else 1
         except Exception: turn = 1  # a damaged EXIF block harms nobody
         palette = np.array(image.getpalette() or [0], np.uint8) if image.mode == "P" else None
         grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
@@ -465,8 +466,7 @@ def from_arrays(
     geometry = None
     if images.shape[1:] != (*size, channels):
         made = LazyImages((len(images), *size, channels), lambda row: fit_image(to_pixels(images[row], channels), size, config.fit)[0])
-        fits = images.nbytes and made.shape[0] * int(np.prod(made.shape[1:])) <= config.memory * 1e9
-        source, _ = hold_images(made, config, "" if fits else digest_of(images, made.shape, config.fit))
+        source, _ = hold_images(made, config, digest_of(images, made.shape, config.fit))
         if images.shape[1:3] != size: geometry = np.tile(plan_fit(images.shape[1:3], size, config.fit).matrix(), (len(images), 1, 1))
     return Dataset(name, source, np.asarray(targets).astype(np.int64), tuple(classes), parts=parts, geometry=geometry, fit=config.fit)
 
@@ -525,8 +525,9 @@ def draw_ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     picture = ground + texture
     for _ in range(rng.integers(2, 9)):
         points = np.round(rng.uniform(0, size, (2, 2)) * 16).astype(int).tolist()
-        colour = tuple(map(float, np.clip(ground + rng.normal(0, 25, 3), 0, 255)))
-        cv2.line(picture, points[0], points[1], colour, int(rng.integers(1, 2 + size // 48)), cv2.LINE_8, 4)
+        line, colour = np.zeros((size, size), np.uint8), np.clip(ground + rng.normal(0, 25, 3), 0, 255).astype(np.float32)
+        cv2.line(line, points[0], points[1], 255, int(rng.integers(1, 2 + size // 48)), cv2.LINE_AA, 4)
+        picture += (colour - picture) * (line[..., None] / np.float32(255))
     return picture, ground
 
 
@@ -747,11 +748,12 @@ def load_folder(config: DataConfig) -> Dataset:
     total, skipped = len(found) + len(skipped), sorted(skipped + [(found[row].file, why) for row, why in bad.items()])
     check_skipped(config.name, skipped, total, config.bad_share)
     rows = [row for row in range(len(found)) if row not in bad]
-    found, shapes, classes = [found[row] for row in rows], shapes[rows], sorted({found[row].label for row in rows})
-    number, places = {label: target for target, label in enumerate(classes)}, np.array([image.place for image in found], np.uint8)
+    good, shapes = [found[row] for row in rows], shapes[rows]
+    classes = tuple(sorted({image.label for image in good}))
+    number, places = {label: target for target, label in enumerate(classes)}, np.array([image.place for image in good], np.uint8)
     plans = {(height, width): plan_fit((height, width), size, config.fit).matrix() for height, width in np.unique(shapes, axis=0).tolist()}
     return Dataset(
-        root.name, source, np.array([number[image.label] for image in found], np.int64), tuple(classes), tuple(image.file for image in found),
+        root.name, source, np.array([number[image.label] for image in good], np.int64), classes, tuple(image.file for image in good),
         parts=None if (places == OPEN).all() else places,
         geometry=None if list(plans) == [size] else np.stack([plans[height, width] for height, width in shapes.tolist()]),
         skipped=tuple(skipped), depth=depth, fit=config.fit, root=str(root),
@@ -861,8 +863,9 @@ def load_own(config: DataConfig) -> Dataset:
     if hasattr(given, "images") and hasattr(given, "targets") and hasattr(given, "classes"): return given
     if isinstance(given, tuple) and len(given) == 2:
         images, targets = (np.asarray(held) for held in given)
-        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer) or len(targets) != len(images) or not len(targets) or targets.min() < 0:
-            raise UsageError(f"{config.name}: labels are {targets.dtype} {targets.shape}: give a whole number, 0 or more, for each of {len(images)} images.")
+        whole = targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) and len(targets) == len(images) > 0
+        if not whole or targets.min() < 0:
+            raise UsageError(f"{config.name}: labels are {targets.dtype} {targets.shape}: give a whole number for each of the {len(images)} images.")
         return from_arrays(config.name, images, targets, [str(number) for number in range(int(targets.max()) + 1)], config)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"): return from_items(config.name, given, config)
     raise UsageError(f"{config.name} gives a {type(given).__name__}: it must give a Dataset, (uint8 images, labels), or a map-style data set.")
@@ -918,8 +921,8 @@ def place_by_file(files: Sequence[str], val: float, test: float, seed: int) -> n
     hashes = [hashlib.blake2b(f"{seed} {file}".encode(errors="surrogateescape"), digest_size=8).digest() for file in files]
     at = np.array([int.from_bytes(value, "big") for value in hashes]) / 2.0**64
     places = np.where(at < test, TEST, np.where(at < test + val, VAL, TRAIN)).astype(np.uint8)
-    for place, low, high in ((TRAIN, test + val, 1.0), (TEST, 0.0, test), (VAL, test, test + val)):
-        if low == high or (places == place).any(): continue
+    for place, share, low, high in ((TRAIN, 1.0, test + val, 1.0), (TEST, test, 0.0, test), (VAL, val, test, test + val)):
+        if not share or (places == place).any(): continue
         more = np.bincount(places, minlength=3)[places] > 1  # the last of a part stays, unless it is validation's
         spare = np.flatnonzero(more | (places == VAL) if place != VAL else more)
         if len(spare): places[spare[np.maximum(low - at, at - high)[spare].argmin()]] = place
@@ -956,6 +959,9 @@ def split_dataset(
     return Split(*(np.flatnonzero(places == place) for place in (TRAIN, VAL, TEST)))
 
 # %% ../nbs/10_data.ipynb #9a9aa5d0
+CHUNK = 2**23  # pixels counted at once; OpenCV counts exactly up to 2**24
+
+
 @dataclass(frozen=True)
 class PixelStatistics:
     "Mean and standard deviation of each channel, in 0..255."
@@ -975,7 +981,7 @@ def pixel_statistics(
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
     channels, height, width = dataset.shape
     counts = np.zeros((channels, 256))
-    step = max(1, 2**23 // (height * width))
+    step = max(1, CHUNK // (height * width))
     for start in range(0, len(rows), step):
         pixels = dataset.images.read(rows[start : start + step]).reshape(-1, width, channels)
         for channel in range(channels): counts[channel] += cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel()
@@ -1009,6 +1015,29 @@ def plain_batch(dataset: Dataset) -> Make:
     return make
 
 
+class Makers:
+    "Which `make` is in force at which (epoch, batch); all threads may ask."
+
+    def __init__(self, make: Make, batches: int):
+        self._from, self._makes, self._batches = [(0, 0)], [make], batches  # in force from each position on
+        self._ahead, self._lock = (0, 0), threading.Lock()
+
+    def switch(self, make: Make, at: tuple[int, int] | None) -> tuple[int, int]:
+        "Put `make` in force from `at` on, or from the first position that is not yet claimed; returns it."
+        with self._lock:
+            position = self._ahead if at is None else (at[0], at[1])
+            place = bisect.bisect_right(self._from, position)
+            self._from.insert(place, position)
+            self._makes.insert(place, make)
+            return position
+
+    def claim(self, epoch: int, number: int) -> Make:
+        "Who makes this batch; from here on a switch comes too late for it."
+        with self._lock:
+            self._ahead = (epoch, number + 1) if number + 1 < self._batches else (epoch + 1, 0)
+            return self._makes[bisect.bisect_right(self._from, (epoch, number)) - 1]
+
+# %% ../nbs/10_data.ipynb #f751e117
 class Loader:
     "An epoch's batches, from any batch on, made ahead by threads: `for batch in loader(epoch, start)`."
 
@@ -1024,14 +1053,12 @@ class Loader:
         prefetch: int = 4,  # batches made ahead
         drop_last: bool = False,  # leave out a last batch that is not full
     ):
-        self.rows, self.batch_size, self.seed, self.shuffle = np.array(rows, np.int64), batch_size, seed, shuffle
-        self.threads, self.prefetch = threads, prefetch
+        self.rows, self.batch_size, self.seed, self.shuffle, self.prefetch = np.array(rows, np.int64), batch_size, seed, shuffle, prefetch
         if batch_size < 1: raise UsageError(f"The batch size is {batch_size}: it must be at least 1.")
         self.batches = len(self.rows) // batch_size if drop_last else -(-len(self.rows) // batch_size)
         if drop_last and len(self.rows) and not self.batches:
             raise UsageError(f"The batch size is {batch_size}, more than the {len(self.rows)} images: choose a smaller one.")
-        self._makes: list[tuple[tuple[int, int], Make]] = [((0, 0), make or plain_batch(dataset))]
-        self._ahead, self._lock = (0, 0), threading.Lock()
+        self._makers = Makers(make or plain_batch(dataset), self.batches)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
 
     def __len__(self) -> int: return self.batches
@@ -1042,23 +1069,14 @@ class Loader:
 
     def switch(self, make: Make, at: tuple[int, int] | None = None) -> tuple[int, int]:
         "From batch `at` = (epoch, batch), or else from the first that is not yet prefetched, use `make`; returns that position."
-        with self._lock:
-            position = self._ahead if at is None else (at[0], at[1])
-            self._makes.insert(bisect.bisect_right([begin for begin, _ in self._makes], position), (position, make))
-            return position
-
-    def _claim(self, epoch: int, number: int) -> Make:
-        "Who makes this batch; from here on a switch comes too late for it."
-        with self._lock:
-            self._ahead = (epoch, number + 1) if number + 1 < self.batches else (epoch + 1, 0)
-            return self._makes[bisect.bisect_right([begin for begin, _ in self._makes], (epoch, number)) - 1][1]
+        return self._makers.switch(make, at)
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         "The batches of `epoch` from number `start` on. Leaving the loop early drops what was made ahead; an error in a thread is raised here."
         order, size, waiting = self.order(epoch), self.batch_size, deque[Future[Batch]]()
         try:
             for number in range(start, self.batches):
-                rows, make = order[number * size : (number + 1) * size], self._claim(epoch, number)
+                rows, make = order[number * size : (number + 1) * size], self._makers.claim(epoch, number)
                 if self._pool is None: yield make(rows, epoch)
                 else:
                     waiting.append(self._pool.submit(make, rows, epoch))
