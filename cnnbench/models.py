@@ -9,13 +9,14 @@ __all__ = ['Value', 'GIVEN', 'LENET', 'RESNET9', 'MODELS', 'SMALL', 'BATCH', 'Pa
            'torchvision_models', 'check_name', 'from_spec', 'lenet', 'resnet9', 'spec_network', 'put_module',
            'first_conv', 'fit_stem', 'torchvision_network', 'dropouts', 'set_dropout', 'add_dropout', 'Field', 'both',
            'each', 'window_of', 'sees_all', 'field_after', 'LayerSummary', 'Frame', 'storage', 'tensors_in', 'is_leaf',
-           'Trace', 'size_words', 'describe', 'refuse_module', 'misfit', 'explain', 'Summary', 'summarize',
-           'check_outputs', 'works_at', 'build_model']
+           'Trace', 'size_words', 'describe', 'refuse_module', 'misfit', 'made_in_forward', 'explain', 'Summary',
+           'summarize', 'check_outputs', 'works_at', 'check_maker', 'build_model']
 
 # %% ../nbs/31_models.ipynb #5aebb7ca
 import copy
 import inspect
 import re
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,7 +149,11 @@ def read_blocks(words: list[str], number: str, depth: int) -> tuple[Block, ...]:
 def read_block(words: list[str], inside: tuple[Block, ...], number: str) -> Block:
     "One block of its words. Raises UsageError, naming the block's number and text."
     if not words: raise UsageError(f"Block {number} begins with a parenthesis: a word such as residual goes before it.")
-    options = tuple((name, parse_value(value)) for name, _, value in (word.partition("=") for word in words if "=" in word))
+    named = [word.partition("=") for word in words if "=" in word]
+    odd = next(("".join(parts) for parts in named if not (parts[0].isidentifier() and parts[2]) or "=" in words[0]), "")
+    if odd: raise UsageError(f"Block {number}, `{' '.join(words)}`: {odd} is not a setting; one is written name=value, after the block's word.")
+    options = tuple((name, parse_value(value)) for name, _, value in named)
+    if len(dict(options)) < len(options): raise UsageError(f"Block {number}, `{' '.join(words)}`, has a setting twice.")
     block = Block(words[0], tuple(parse_value(word) for word in words[1:] if "=" not in word), options, inside)
     try:
         if ":" not in block.word: bind_block(fill((block,), 1)[0], look_up(block.word, BLOCKS, "block"))
@@ -244,10 +249,10 @@ def widen(
 
 # %% ../nbs/31_models.ipynb #611c52c0
 LENET = "conv 6 5x5 pad=0, relu, max 2, conv 16 5x5 pad=0, relu, max 2, flatten, linear 120, relu, linear 84, relu, dropout, linear classes"
-RESNET9 = """conv 16, norm, relu
-conv 32, norm, relu, max 2, residual(conv 32, norm, relu, conv 32, norm, relu)
+RESNET9 = """conv 16, norm, relu, max 2
+conv 32, norm, relu, residual(conv 32, norm, relu, conv 32, norm, relu), max 2
 conv 64, norm, relu, max 2
-conv 128, norm, relu, max 2, residual(conv 128, norm, relu, conv 128, norm, relu)
+conv 128, norm, relu, residual(conv 128, norm, relu, conv 128, norm, relu)
 global max, dropout, linear classes, scale 0.125"""
 
 MODELS: Mapping[str, str] = MappingProxyType({
@@ -501,7 +506,7 @@ class Trace(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, images: torch.Tensor):
         super().__init__()
-        self.whole = both(images.shape[2:])
+        self.whole = both(images.shape[2:]) if images.ndim == 4 else (1, 1)
         self.fields = {storage(images): Field()}
         self.held = [images]  # so that no storage is given away and met again
         self.kept = {storage(value): 0 for value in (*model.parameters(), *model.buffers())}  # bytes that wait for the way back
@@ -514,7 +519,7 @@ class Trace(TorchDispatchMode):
 
     def enter(self, name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
         self.frames.append(Frame(name, module, given))
-        for value in given: refuse_module(value, describe(self.frames))
+        for value in given: refuse_module(value, f"{describe(self.frames)} gets")
 
     def leave(self, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         frame = self.frames.pop()
@@ -562,10 +567,10 @@ def describe(frames: Sequence[Frame]) -> str:
 
 
 def refuse_module(value: Any, where: str) -> None:
-    "Raises UsageError where `value`, which `where` gets, is a layer and no tensor."
+    "Raises UsageError where `value` is a layer and no tensor; `where` begins the sentence."
     if not isinstance(value, nn.Module): return
     kind = type(value).__name__
-    raise UsageError(f"{where} gets a layer, {kind}, not a tensor: nn.{kind}(x) only makes the layer; write nn.{kind}()(x) or its function.")
+    raise UsageError(f"{where} a layer, {kind}, and no tensor: nn.{kind}(x) only makes the layer; write nn.{kind}()(x) or its function.")
 
 
 def misfit(frame: Frame, rows: Sequence[LayerSummary]) -> str:
@@ -581,16 +586,23 @@ def misfit(frame: Frame, rows: Sequence[LayerSummary]) -> str:
     return ""
 
 
+def made_in_forward(error: Exception, reason: str) -> str:
+    "The kind of torch's layers whose constructor failed, or that was used as a tensor; else nothing."
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+    kinds = [type(frame.f_locals.get("self")).__name__ for frame in frames]
+    wrong = r"(?:must be Tensor, not |unsupported operand .*')(\w+)|^'(\w+)' object has no attribute|^(\w+)\.__init__\(\)"
+    kinds += [word for groups in re.findall(wrong, reason) for word in groups]
+    return next((kind for kind in kinds if kind and isinstance(getattr(nn, kind, None), type)), "")
+
+
 def explain(trace: Trace, error: Exception) -> str:
     "The sentence for an exception in a forward."
     frame, where = trace.frames[-1], describe(trace.frames)
     known = misfit(frame, trace.rows)
     if known: return f"{where} {known}"
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    layer = re.search(r"must be Tensor, not (\w+)|'(\w+)' object has no attribute|unsupported operand .*'(\w+)'", reason)
-    kind = next(filter(None, layer.groups()), "") if layer else ""
-    if isinstance(getattr(nn, kind, None), type):
-        return f"{where} uses a layer, {kind}, as a tensor: nn.{kind}(x) only makes the layer; write nn.{kind}()(x) or its function."
+    kind = made_in_forward(error, reason)
+    if kind: return f"{where} uses a layer, {kind}, as a function: nn.{kind}(x) only makes the layer; write nn.{kind}()(x) or its function."
     last = trace.rows[-1] if trace.rows else None
     view = re.fullmatch(r"shape '\[-1, (\d+)\]' is invalid for input of size (\d+)", reason)
     if view and last: reason = f"a view asks for {int(view[1]):,} numbers of each image, which has {int(view[2]) // BATCH:,} there"
@@ -662,7 +674,7 @@ def summarize(
             with trace, way_back, sdpa_kernel(SDPBackend.MATH): output = twin(images)
         except UsageError: raise
         except Exception as error: raise UsageError(explain(trace, error)) from error
-        refuse_module(output, "Whatever uses the output of this model")
+        refuse_module(output, "The output of this model is")
         if not isinstance(output, torch.Tensor): made: tuple[int, ...] = ()
         elif output.ndim and len(output) == BATCH: made = tuple(output.shape[1:])
         else:
@@ -689,6 +701,14 @@ def works_at(model: nn.Module, shape: tuple[int, int, int], outputs: int) -> boo
     return True
 
 
+def check_maker(name: str, make: Callable[..., Any]) -> None:
+    "Raises UsageError where a model's function cannot be called with what it will be given."
+    try: inspect.signature(make).bind((), 0, None)
+    except TypeError as error:
+        raise UsageError(f"{name} is called with (shape, outputs, config), which it does not take: {error}. Write such a function around it.") from None
+    except ValueError: return  # written in C, without a signature to look at
+
+
 def build_model(
     config: ModelConfig,
     shape: tuple[int, int, int],  # (channel, height, width)
@@ -702,6 +722,7 @@ def build_model(
     Raises UsageError where the network does not fit the images, naming the layer."""
     bundled = config.name not in MODELS and ":" not in config.name
     make = torchvision_network if bundled else look_up(config.name, MODELS, "model")
+    check_maker(config.name, make)
     with torch_seed(seed): network = make(shape, outputs, config)
     if not isinstance(network, nn.Module): raise UsageError(f"{config.name} returns {type(network).__name__}: it must return an nn.Module.")
     if bundled or config.dropout: add_dropout(network)
