@@ -7,14 +7,14 @@ __all__ = ['TRAIN', 'VAL', 'TEST', 'OPEN', 'LARGEST', 'PADDING', 'FORMATS', 'SUF
            'IDX_FILES', 'FASHION', 'CIFAR', 'CIFAR10_FILES', 'SVHN', 'NAMED_SETS', 'DATASETS', 'CHUNK', 'Make', 'Batch',
            'ImageSource', 'ArrayImages', 'LazyImages', 'Dataset', 'ShapesConfig', 'DataConfig', 'Fit', 'plan_fit',
            'fit_image', 'ImageHeader', 'is_deep', 'read_header', 'turn_upright', 'pixels_of', 'decode_file',
-           'why_unreadable', 'to_pixels', 'read_image', 'make_room', 'make_all', 'hold_images', 'write_images',
-           'digest_of', 'channel_count', 'from_arrays', 'load_digits', 'circle_points', 'outline', 'cover',
-           'other_colour', 'draw_ground', 'finish_picture', 'place', 'Scene', 'scene_kinds', 'draw_shapes',
-           'clip_states', 'draw_clip', 'load_shapes', 'visible_folders', 'list_images', 'list_classes', 'try_header',
-           'largest_value', 'working_size', 'check_skipped', 'FoundImage', 'scan_folder', 'load_folder', 'NamedSet',
-           'open_named', 'download_named', 'load_named', 'call_own', 'from_items', 'load_own', 'check_classes',
-           'load_dataset', 'Split', 'place_by_file', 'place_by_rank', 'split_dataset', 'PixelStatistics',
-           'pixel_statistics', 'fingerprint', 'plain_batch', 'Makers', 'Loader']
+           'why_unreadable', 'to_pixels', 'read_image', 'make_room', 'make_all', 'hold_in_memory', 'hold_in_file',
+           'hold_images', 'write_images', 'digest_of', 'channel_count', 'from_arrays', 'load_digits', 'circle_points',
+           'outline', 'cover', 'other_colour', 'draw_ground', 'finish_picture', 'place', 'Scene', 'scene_kinds',
+           'draw_shapes', 'clip_states', 'draw_clip', 'load_shapes', 'visible_folders', 'list_images', 'list_classes',
+           'try_header', 'largest_value', 'working_size', 'check_skipped', 'FoundImage', 'scan_folder', 'load_folder',
+           'NamedSet', 'open_named', 'download_named', 'load_named', 'call_own', 'from_items', 'load_own',
+           'check_classes', 'load_dataset', 'Split', 'place_by_file', 'place_by_rank', 'split_dataset',
+           'PixelStatistics', 'pixel_statistics', 'fingerprint', 'plain_batch', 'Makers', 'Loader']
 
 # %% ../nbs/10_data.ipynb #deb842d3
 import bisect
@@ -386,37 +386,47 @@ def make_all(images: LazyImages, write: Callable[[np.ndarray], Any]) -> dict[int
     return dict(sorted(bad.items()))
 
 # %% ../nbs/10_data.ipynb #4ed9cf41
+def hold_in_memory(images: LazyImages) -> tuple[ArrayImages, dict[int, str]]:
+    "All images in one array; and the rows left out: row → why."
+    array, filled = np.empty(images.shape, np.uint8), 0
+    def append(some: np.ndarray) -> None:
+        nonlocal filled
+        array[filled : filled + len(some)] = some
+        filled += len(some)
+    bad = make_all(images, append)
+    return ArrayImages(array[:filled]), bad
+
+
+def hold_in_file(images: LazyImages, key: str, limit: float) -> tuple[ArrayImages | None, dict[int, str]]:
+    "The images in the cache file of `key`, which is made if need be, None where `limit` bytes do not do; and the rows left out: row → why."
+    path, notes = cache_folder() / "images" / f"{key}.npy", cache_folder() / "images" / f"{key}.json"
+    if not (path.exists() and notes.exists()) and make_room(path.parent, int(np.prod(images.shape)), limit):
+        with replacing(path) as aside: bad = write_images(images, aside)
+        write_json(notes, {"bad": bad})
+    if not notes.exists(): write_json(notes, {"bad": make_all(images, lambda some: None)})
+    bad = {int(row): why for row, why in read_json(notes)["bad"].items()}
+    if not path.exists(): return None, bad
+    os.utime(path)
+    return ArrayImages(np.load(path, mmap_mode="r")), bad
+
+
 def hold_images(
     images: LazyImages,
     config: DataConfig,
     key: str = "",  # what the pixels depend on; without it nothing is kept in a file
 ) -> tuple[ImageSource, dict[int, str]]:
     "`images` in memory, in a cache file or as they are, whichever `config` allows first; and the rows left out: row → why."
-    count, size = images.shape[0], int(np.prod(images.shape))
-    if size <= config.memory * 1e9:
-        array, filled = np.empty(images.shape, np.uint8), 0
-        def append(some: np.ndarray) -> None:
-            nonlocal filled
-            array[filled : filled + len(some)] = some
-            filled += len(some)
-        bad = make_all(images, append)
-        return ArrayImages(array[:filled]), bad
-    folder = cache_folder() / "images"
-    path, notes = folder / f"{key}.npy", folder / f"{key}.json"
-    if not (key and notes.exists() and path.exists()):
-        if key and make_room(folder, size, config.disk * 1e9):
-            with replacing(path) as aside: bad = write_images(images, aside)
-        elif key and notes.exists(): bad = {int(row): why for row, why in read_json(notes)["bad"].items()}
-        else: bad = make_all(images, lambda some: None)
-        if key: write_json(notes, {"bad": bad})
-    bad = {int(row): why for row, why in read_json(notes)["bad"].items()} if key else bad
-    if key and path.exists():
-        os.utime(path)
-        return ArrayImages(np.load(path, mmap_mode="r")), bad
-    good = [row for row in range(count) if row not in bad]
+    size = int(np.prod(images.shape))
+    if size <= config.memory * 1e9: return hold_in_memory(images)
+    try: held, bad = hold_in_file(images, key, config.disk * 1e9) if key else (None, make_all(images, lambda some: None))
+    except OSError as error:
+        reason = f"The cache folder {cache_folder()} cannot be used: {error.strerror or error}."
+        raise UsageError(f"{reason} Name another in CNNBENCH_CACHE, or raise DataConfig.memory above {size / 1e9:.2g}.") from error
+    if held is not None: return held, bad
+    good = [row for row in range(images.shape[0]) if row not in bad]
     return LazyImages((len(good), *images.shape[1:]), lambda row: images.image_at(good[row])), bad
 
-
+# %% ../nbs/10_data.ipynb #a8a38a7b
 def write_images(images: LazyImages, path: Path) -> dict[int, str]:
     "Make every image into one .npy file; returns the rows left out: row → why."
     def header(file: BinaryIO, rows: int) -> int:  # NumPy leaves room in it for any number of rows
@@ -841,7 +851,7 @@ def from_items(name: str, items: Any, config: DataConfig) -> Dataset:
     lock = threading.Lock()  # nobody says that it may be read by several threads
     def pixels_at(row: int) -> tuple[np.ndarray, int]:
         with lock: image, target = items[row][:2]
-        if isinstance(image, np.ndarray): image = image if image.ndim == 3 else image[..., None]
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8: image = image if image.ndim == 3 else image[..., None]
         elif isinstance(image, Image.Image): image = pixels_of(ImageOps.exif_transpose(image))
         else: raise UsageError(f"{name}: item {row} is a {type(image).__name__}: give a PIL image or a uint8 array, not a tensor.")
         return image, int(target)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import socket
 import sys
 import threading
@@ -395,13 +396,14 @@ def bomb(width=30_000, height=30_000):
 def bad_files(root):
     content = write(root / "good.jpg").read_bytes()
     small = write(root / "good.png").read_bytes()
-    (root / "good.jpg").unlink()
-    (root / "good.png").unlink()
+    others = {suffix: write(root / f"good.{suffix}").read_bytes() for suffix in ("bmp", "tif", "webp")}
+    for path in root.glob("good.*"): path.unlink()
     return {
         "zero.jpg": (b"", "the file is empty"), "text.jpg": (b"no image at all", "no image"), "cut.jpg": (content[: len(content) // 2], "damaged"),
         "cut.png": (small[: len(small) // 2], "damaged"), "head.jpg": (content[:30], ""), "bomb.png": (bomb(), "limit of 50 megapixels"),
         "large.png": (bomb(8_000, 8_000), "limit of 50 megapixels"), "warned.png": (bomb(11_000, 10_000), "limit"),
         "noise.tif": (bytes(range(200)), "no image"),
+        **{f"cut.{name}": (held[: len(held) // 2], "damaged|no image") for name, held in others.items()},
     }
 
 
@@ -427,10 +429,10 @@ def test_bad_files_are_skipped_and_named(where, tmp_path):
         for _ in range(2):  # the second time from the cache
             dataset = load_dataset(config)
             assert len(dataset) == 20 and {file for file, _ in dataset.skipped} == {f"cat/{name}" for name in bad}
-            for file, why in dataset.skipped: assert bad[file.removeprefix("cat/")][1] in why
+            for file, why in dataset.skipped: assert re.search(bad[file.removeprefix("cat/")][1], why)
             wanted = [read_image(root / file) for file in dataset.files]
             assert np.array_equal(dataset.images.read(np.arange(20)), np.stack(wanted))
-    with pytest.raises(UsageError, match="[89] of 29 images") as refused: load_dataset(replace(config, bad_share=0.2))
+    with pytest.raises(UsageError, match="of 32 images") as refused: load_dataset(replace(config, bad_share=0.2))
     assert "cat/" in str(refused.value) and "bad_share" in str(refused.value)
 
 
@@ -599,6 +601,11 @@ def test_cache_budget(tmp_path, monkeypatch):
     assert isinstance(dataset.images, LazyImages)
 
 
+def test_cache_folder_that_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNBENCH_CACHE", str(write(tmp_path / "file.png")))
+    with pytest.raises(UsageError, match="CNNBENCH_CACHE"): load_dataset(DataConfig(name=str(tree(tmp_path / "root")), memory=0))
+
+
 def test_cache_cut_off(tmp_path, monkeypatch):
     root = tree(tmp_path / "root")
     config, make = DataConfig(name=str(root), memory=0), data.make_all
@@ -647,22 +654,25 @@ def test_scene_of_one_object():
 
 
 def test_hidden_share(monkeypatch):
-    "No object loses more than 40 % to those above it: draw each again without them."
+    "What is seen of an object is at least 60 % of something that was drawn."
+    cover, drawn, fewest = data.cover, [], 1.0
+    def spy(contours, size):
+        window, covered = cover(contours, size)
+        whole = np.zeros((size, size), bool)
+        whole[window] = covered >= 0.5
+        drawn.append(whole)
+        return window, covered
+    monkeypatch.setattr(data, "cover", spy)
     for row in range(25):
-        scene, whole = draw_shapes(3, row, 96, objects=(5, 5)), []
-        monkeypatch.setattr(data, "scene_kinds", lambda *_: np.zeros(0, np.int64))
-        assert draw_shapes(3, row, 96).mask.max() == 0
-        monkeypatch.undo()
-        cover = data.cover
-        def spy(*given, cover=cover, whole=whole):
-            window, covered = cover(*given)
-            whole.append(int((covered >= 0.5).sum()))
-            return window, covered
-        monkeypatch.setattr(data, "cover", spy)
-        draw_shapes(3, row, 96, objects=(5, 5))
-        monkeypatch.undo()
-        for label in set(scene.labels.tolist()):
-            if (scene.labels == label).sum() == 1: assert max(whole) >= (scene.mask == label + 1).sum() >= 0.6 * min(whole)
+        drawn.clear()
+        scene = draw_shapes(3, row, 96, objects=(5, 5))
+        for label in np.unique(scene.labels):
+            if (scene.labels == label).sum() > 1: continue  # two of a kind cannot be told apart in the mask
+            seen = scene.mask == label + 1
+            share = max(seen.sum() / whole.sum() for whole in drawn if not (seen & ~whole).any())
+            assert share >= 0.6
+            fewest = min(fewest, share)
+    assert fewest < 0.95  # some are hidden in part
 
 
 def test_clips():
