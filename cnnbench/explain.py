@@ -113,7 +113,7 @@ class ExplainConfig:
 
     def __post_init__(self):
         check(self)
-        if self.stride > self.window: raise UsageError(f"ExplainConfig.stride is {self.stride:g}: above window ({self.window:g}) it would skip pixels.")
+        if self.stride > self.window: raise UsageError(f"ExplainConfig.stride is {self.stride:g}: above window, {self.window:g}, pixels are skipped.")
 
 
 def baseline(
