@@ -185,8 +185,9 @@ for module in sys.argv[2:]:
             importlib.import_module(f"cnnbench.{module}")
             print(f"{module}:", *[name for name in slow if name in sys.modules], flush=True)
             status = 0
+        except Exception as error: print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally: os._exit(status)
-    if os.waitpid(child, 0)[1]: print(f"{module}: cannot be imported alone", flush=True)
+    if os.waitpid(child, 0)[1]: sys.exit(f"cnnbench.{module} cannot be imported alone")
 """
 
 
@@ -194,8 +195,9 @@ def loaded_by_import(modules: list[str], packages: tuple[str, ...]) -> dict[str,
     "Which of `packages` each module brings in, imported alone, beyond what torch loads by itself."
     command = [sys.executable, "-c", LOADED_BY_IMPORT, ",".join(packages), *modules]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     loaded = {line.partition(":")[0]: set(line.partition(":")[2].split()) for line in done.stdout.splitlines()}
-    assert set(loaded) == {"before", *modules}, done.stderr
+    assert set(loaded) == {"before", *modules}
     before = loaded.pop("before")
     return {module: names - before for module, names in loaded.items()}
 
