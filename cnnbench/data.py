@@ -297,23 +297,23 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 def decode_file(path: Path | str, largest: float = LARGEST) -> np.ndarray:
     "The pixels as the file has them, upright: uint8 or uint16 (height, width, 1 to 4). Raises UsageError with the reason."
+    from torchvision.io import decode_image  # out here: a missing library is not a damaged file
+
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0: raise UsageError("the file is empty")
             header = read_header(file, largest)
             file.seek(0)
             if header.decoder == "pillow":
-                with Image.open(file, formats=FORMATS) as image: return pixels_of(ImageOps.exif_transpose(image))
-            data = bytearray(file.read())
-        if header.decoder == "torchvision":
-            from torchvision.io import decode_image
-
-            array = decode_image(torch.frombuffer(data, dtype=torch.uint8)).permute(1, 2, 0).numpy()
-        else:
+                with Image.open(file, formats=FORMATS) as image: array = pixels_of(image)
+            else: data = bytearray(file.read())
+        if header.decoder == "torchvision": array = decode_image(torch.frombuffer(data, dtype=torch.uint8)).permute(1, 2, 0).numpy()
+        elif header.decoder == "opencv":
             found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if found is None: raise ValueError("OpenCV cannot decode it")
             array = found[..., None] if found.ndim == 2 else found[..., [2, 1, 0, 3][: found.shape[2]]]  # BGR, BGRA
         return turn_upright(array, header.turn)
+    except MemoryError: raise
     except Exception as error: raise UsageError(why_unreadable(error, largest)) from error  # decoders raise anything on damaged bytes
 
 

@@ -339,6 +339,12 @@ def test_exif(suffix, turn, tmp_path):
     assert (header.height, header.width) == wanted.shape[:2]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_damaged_exif_harms_nobody(suffix, tmp_path):
+    path = write(tmp_path / f"image.{suffix}", exif=b"Exif\0\0II*\0nonsense" * 3)
+    assert close(read_image(path), picture(), 12)
+
+
 def deep(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), array)
