@@ -10,11 +10,12 @@ __all__ = ['Value', 'GIVEN', 'LENET', 'RESNET9', 'MODELS', 'SMALL', 'BATCH', 'Pa
            'first_conv', 'fit_stem', 'torchvision_network', 'dropouts', 'set_dropout', 'add_dropout', 'Field', 'both',
            'each', 'window_of', 'sees_all', 'field_after', 'LayerSummary', 'Frame', 'storage', 'tensors_in', 'is_leaf',
            'Trace', 'size_words', 'describe', 'refuse_module', 'misfit', 'made_in_forward', 'explain', 'Summary',
-           'summarize', 'check_outputs', 'works_at', 'check_maker', 'build_model']
+           'summarize', 'check_outputs', 'check_maker', 'assemble', 'least_side', 'build_model']
 
 # %% ../nbs/31_models.ipynb #5aebb7ca
 import copy
 import inspect
+import logging
 import re
 import traceback
 from collections import OrderedDict
@@ -175,10 +176,13 @@ def hollow(model: nn.Module) -> Iterator[nn.Module]:
     "A copy of `model`, in evaluation mode, whose tensors hold no numbers; so do those made inside the block."
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode, log = FakeTensorMode(allow_non_fake_inputs=True), logging.getLogger("torch._subclasses.fake_tensor")
     empty = {id(value): mode.from_tensor(value) for value in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, empty).eval().requires_grad_(True)
-    with mode: yield twin
+    before, log.disabled = log.disabled, True  # it prints the traceback of an error that is caught and told in a sentence
+    try:
+        with mode: yield twin
+    finally: log.disabled = before
 
 
 def shape_after(
@@ -354,11 +358,10 @@ def torchvision_network(shape: tuple[int, int, int], outputs: int, config: Model
     if config.name.startswith("vit_"):
         patch = int(config.name.rpartition("_")[2])
         if shape[1] != shape[2] or shape[1] % patch:
-            works = -(-max(shape[1:]) // patch) * patch
-            raise UsageError(f"{config.name} cuts a square into patches of {patch} px: {shape[1]}x{shape[2]} does not divide; {works}x{works} does.")
+            raise UsageError(f"It cuts a square into patches of {patch} px.")
         options["image_size"] = shape[1]
     if config.name == "maxvit_t":
-        if any(side % 224 for side in shape[1:]): raise UsageError(f"maxvit_t takes multiples of 224 px, not {shape[1]}x{shape[2]}; 224x224 works.")
+        if any(side % 224 for side in shape[1:]): raise UsageError("It takes multiples of 224 px.")
         options["input_size"] = shape[1:]
     if config.name in ("googlenet", "inception_v3"): options |= {"aux_logits": False, "init_weights": True}
     network = models.get_model(config.name, weights=None, **options)
@@ -460,8 +463,9 @@ def field_after(
     reach, jump = each(max, *(field.reach for field in fields), (0, 0)), each(max, *(field.jump for field in fields), (0, 0))
     window, stride = window_of(op, args, output)
     grown = each(lambda size, side, step: size + (side - 1) * step, reach, window, jump)
-    everything = each(lambda size, most, so: max(size, most) if so else size, grown, whole, sees_all(op, args, output, len(fields)))
-    return Field(everything, each(lambda step, by: step * by, jump, stride))
+    all_in_sight = sees_all(op, args, output, len(fields))
+    seen = each(lambda size, larger, most, so: max(size, most) if so else larger, reach, grown, whole, all_in_sight)
+    return Field(seen, each(lambda step, by: step * by, jump, stride))
 
 # %% ../nbs/31_models.ipynb #2b05d4e6
 @dataclass(frozen=True)
@@ -601,6 +605,8 @@ def explain(trace: Trace, error: Exception) -> str:
     known = misfit(frame, trace.rows)
     if known: return f"{where} {known}"
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+        return f"{where} decides by the values of pixels ({reason}), which a trial without values cannot follow, nor an export: decide by shapes."
     kind = made_in_forward(error, reason)
     if kind: return f"{where} uses a layer, {kind}, as a function: nn.{kind}(x) only makes the layer; write nn.{kind}()(x) or its function."
     last = trace.rows[-1] if trace.rows else None
@@ -694,19 +700,36 @@ def check_outputs(model: nn.Module, shape: tuple[int, int, int], outputs: int) -
     raise UsageError(f"The network makes {got} of each image, but {outputs} logits are needed: end it with `linear classes`.")
 
 
-def works_at(model: nn.Module, shape: tuple[int, int, int], outputs: int) -> bool:
-    "Whether `model` takes images of `shape`."
-    try: check_outputs(model, shape, outputs)
-    except UsageError: return False
-    return True
-
-
 def check_maker(name: str, make: Callable[..., Any]) -> None:
     "Raises UsageError where a model's function cannot be called with what it will be given."
     try: inspect.signature(make).bind((), 0, None)
     except TypeError as error:
-        raise UsageError(f"{name} is called with (shape, outputs, config), which it does not take: {error}. Write such a function around it.") from None
+        raise UsageError(f"{name} is called with (shape, outputs, config), which it does not take: {error}. Write a function around it.") from None
     except ValueError: return  # written in C, without a signature to look at
+
+
+def assemble(config: ModelConfig, shape: tuple[int, int, int], outputs: int, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
+    "`build_model` with weights from torch's generator as it stands."
+    bundled = config.name not in MODELS and ":" not in config.name
+    make = torchvision_network if bundled else look_up(config.name, MODELS, "model")
+    check_maker(config.name, make)
+    network = make(shape, outputs, config)
+    if not isinstance(network, nn.Module): raise UsageError(f"{config.name} returns {type(network).__name__}: it must return an nn.Module.")
+    if bundled or config.dropout: add_dropout(network)
+    if config.dropout: set_dropout(network, config.dropout)
+    model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+    check_outputs(model, shape, outputs)
+    return model
+
+
+def least_side(config: ModelConfig, shape: tuple[int, int, int], outputs: int) -> int:
+    "A side, px, larger than the images', at which a model of ours or of torchvision works; 0 where none is found."
+    for side in (8, 16, 32, 48, 64, 96, 128, 224, 299) if ":" not in config.name else ():
+        if side <= min(shape[1:]): continue
+        try: assemble(config, (shape[0], side, side), outputs, (0,) * shape[0], (1,) * shape[0])
+        except UsageError: continue
+        return side
+    return 0
 
 
 def build_model(
@@ -720,17 +743,10 @@ def build_model(
     """A model that makes logits (batch, outputs) of pixels: `normalize`, then `network`.
 
     Raises UsageError where the network does not fit the images, naming the layer."""
-    bundled = config.name not in MODELS and ":" not in config.name
-    make = torchvision_network if bundled else look_up(config.name, MODELS, "model")
-    check_maker(config.name, make)
-    with torch_seed(seed): network = make(shape, outputs, config)
-    if not isinstance(network, nn.Module): raise UsageError(f"{config.name} returns {type(network).__name__}: it must return an nn.Module.")
-    if bundled or config.dropout: add_dropout(network)
-    if config.dropout: set_dropout(network, config.dropout)
-    model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
-    try: check_outputs(model, shape, outputs)
-    except UsageError as error:
-        sizes = [size for size in (32, 48, 64, 96, 128, 224, 299) if size > min(shape[1:]) and works_at(model, (shape[0], size, size), outputs)]
-        if not bundled or not sizes: raise
-        raise UsageError(f"Images of {shape[1]}x{shape[2]} are too small for {config.name}; {sizes[0]}x{sizes[0]} works. {error}") from error
-    return model
+    if len(mean) != shape[0]: raise UsageError(f"{len(mean)} means, but the images have {shape[0]} channels: give one mean for each.")
+    with torch_seed(seed):
+        try: return assemble(config, shape, outputs, mean, std)
+        except UsageError as error:
+            side = least_side(config, shape, outputs)
+            if not side: raise
+            raise UsageError(f"{config.name} does not take images of {shape[1]}x{shape[2]}; {side}x{side} works. {error}") from error
