@@ -7,19 +7,21 @@ __all__ = ['NONE', 'PRESETS', 'COLUMNS', 'RESAMPLING', 'TO_YIQ', 'RECOLOURING', 
            'AugmentConfig', 'reach', 'uniform', 'symmetric', 'affine', 'exact_matrices', 'free_matrices',
            'window_matrices', 'tilt_matrices', 'is_exact', 'geometry_matrices', 'chroma_matrices', 'colour_matrices',
            'noise_strips', 'rectangles', 'erase_boxes', 'Recipe', 'make_recipe', 'shrink_factors', 'fold_shrinking',
-           'reflection_margins', 'shift_image', 'average_blocks', 'warp_image', 'finish_image', 'apply_arrays',
-           'reflected', 'whole', 'inside', 'shift_tensors', 'sample_tensors', 'warp_tensors', 'blur_tensors',
-           'noise_tensors', 'apply_tensors', 'Mix', 'make_mix', 'mix_arrays', 'mix_tensors', 'mix_targets',
-           'augment_arrays', 'augment_tensors', 'Augmenter']
+           'reflection_margins', 'shift_image', 'shift_images', 'average_blocks', 'warp_image', 'finish_image',
+           'move_images', 'apply_arrays', 'reflected', 'whole', 'inside', 'shift_tensors', 'sample_tensors',
+           'warp_tensors', 'blur_tensors', 'noise_tensors', 'apply_tensors', 'Mix', 'make_mix', 'mix_arrays',
+           'mix_tensors', 'mix_targets', 'augment_arrays', 'augment_tensors', 'Augmenter']
 
 # %% ../nbs/20_augment.ipynb #46392e17
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import cv2
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional as F
 
 from .config import check, span
@@ -298,11 +300,9 @@ def shrink_factors(
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:
     "The side of the blocks to average over before sampling, int64 (batch,); 1 where an image shrinks by less than half."
-    height, width = size
-    centre = np.array([(width - 1) / 2, (height - 1) / 2, 1])
-    x, y, w = np.moveaxis(matrices @ centre, 1, 0)
-    place = np.stack([x / w, y / w], 1)
-    jacobian = (matrices[:, :2, :2] - place[:, :, None] * matrices[:, 2:, :2]) / w[:, None, None]
+    middle = matrices @ np.array([(size[1] - 1) / 2, (size[0] - 1) / 2, 1])  # (batch, 3)
+    place, depth = middle[:, :2] / middle[:, 2:], middle[:, 2, None, None]
+    jacobian = (matrices[:, :2, :2] - place[:, :, None] * matrices[:, 2:, :2]) / depth
     total, area = (jacobian**2).sum((1, 2)), np.linalg.det(jacobian)
     longest = np.sqrt((total + np.sqrt(np.maximum(total**2 - 4 * area**2, 0))) / 2)  # the larger singular value
     return np.clip(np.floor(longest + 1e-6), 1, min(size)).astype(np.int64)
@@ -319,16 +319,16 @@ def reflection_margins(
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:
     "By how much each result looks beyond its source: left, top, right, bottom, int64 (batch, 4); 0 where that is absurdly far."
-    height, width = size
-    corners = matrices @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])  # (batch, 3, corner)
-    places, sides = corners[:, :2] / corners[:, 2:], -(-np.array([width, height]) // factors[:, None])
+    far = np.array(size[::-1]) - 1
+    corners = matrices @ np.array([[0, far[0], 0, far[0]], [0, 0, far[1], far[1]], [1, 1, 1, 1]])  # (batch, 3, corner)
+    places, sides = corners[:, :2] / corners[:, 2:], -(-(far + 1) // factors[:, None])
     before, after = -np.floor(places.min(2)), np.floor(places.max(2)) + 2 - sides  # a sample needs the next pixel too
     margins = np.maximum(np.concatenate([before, after], 1), 0)
     return np.where((margins > 2 * max(size)).any(1, keepdims=True), 0, margins).astype(np.int64)
 
 # %% ../nbs/20_augment.ipynb #ae6fa4b8
-def shift_image(image: np.ndarray, matrix: np.ndarray) -> None:
-    "Crop and flip `image` (height, width, channel) in place by a matrix of whole numbers: pixels are only moved, the border is reflected."
+def shift_image(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    "The image (height, width, channel) cropped and flipped by a matrix of whole numbers: pixels are only moved, the border is reflected."
     (height, width), (x_sign, y_sign) = image.shape[:2], (matrix[0, 0], matrix[1, 1])
     right = int(matrix[0, 2]) - (width - 1 if x_sign < 0 else 0)
     down = int(matrix[1, 2]) - (height - 1 if y_sign < 0 else 0)
@@ -337,16 +337,31 @@ def shift_image(image: np.ndarray, matrix: np.ndarray) -> None:
         moved = cv2.copyMakeBorder(image, max(-down, 0), max(down, 0), max(-right, 0), max(right, 0), cv2.BORDER_REFLECT_101)
         moved = moved[max(down, 0) : max(down, 0) + height, max(right, 0) : max(right, 0) + width]
     if x_sign < 0 or y_sign < 0: moved = cv2.flip(moved, (1 if y_sign > 0 else -1) if x_sign < 0 else 0)
-    if moved is not image: image[...] = moved.reshape(image.shape)
+    return moved.reshape(image.shape) if moved is not image else image
+
+
+def shift_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    "The same for a batch of small images, (batch, height, width, channel), as one gather of rows: few calls, so threads hardly wait for each other."
+    batch, height, width, channels = images.shape
+    mirrored, signs = matrices[:, 0, 0] < 0, matrices[:, 1, 1:2]
+    right = (matrices[:, 0, 2] - np.where(mirrored, width - 1, 0)).astype(np.int64)
+    tall, margin = images.reshape(batch * height, width, channels), int(abs(right).max(initial=0))
+    sources = [tall, cv2.flip(tall, 1)] if mirrored.any() else [tall]
+    wide = np.empty((len(sources), batch * height, width + 2 * margin, channels), np.uint8)
+    for source, target in zip(sources, wide, strict=True): cv2.copyMakeBorder(source, 0, 0, margin, margin, cv2.BORDER_REFLECT_101, dst=target)
+    rows, period = (signs * np.arange(height) + matrices[:, 1, 2:]).astype(np.int64), max(2 * height - 2, 1)
+    rows = np.minimum(rows % period, period - rows % period) + ((np.arange(batch) + batch * mirrored) * height)[:, None]  # (batch, height)
+    starts = (rows * (width + 2 * margin) + (margin + np.where(mirrored, -right, right))[:, None]) * channels
+    return sliding_window_view(wide.reshape(-1), width * channels)[starts].reshape(images.shape)
+
+# %% ../nbs/20_augment.ipynb #4d637598
+LARGE = 10_000  # numbers in an image from which reflecting and widening first pays: about 58 px in colour
 
 
 def average_blocks(image: np.ndarray, factor: int) -> np.ndarray:
     "The image averaged over blocks of `factor` × `factor` pixels; the last row and column are repeated where a block is not full."
     full = cv2.copyMakeBorder(image, 0, -image.shape[0] % factor, 0, -image.shape[1] % factor, cv2.BORDER_REPLICATE)
     return cv2.resize(full, (full.shape[1] // factor, full.shape[0] // factor), interpolation=cv2.INTER_AREA)
-
-
-LARGE = 10_000  # numbers in an image from which reflecting and widening first pays: about 58 px in colour
 
 
 def warp_image(
@@ -380,26 +395,30 @@ def finish_image(image: np.ndarray, recipe: Recipe, item: int, strips: np.ndarra
         image[top:bottom, left:right] = recipe.erase_level[item]
 
 # %% ../nbs/20_augment.ipynb #e29a9183
+def move_images(images: np.ndarray, recipe: Recipe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Each image, and it with its geometry carried out; made when asked for, so that one image at a time is in the core's cache."
+    size, large, matrices = images.shape[1:3], images[:1].size > LARGE, recipe.geometry
+    if recipe.exact and not large: yield from zip(images, shift_images(images, matrices), strict=True)
+    elif recipe.exact: yield from ((image, shift_image(image, matrix)) for image, matrix in zip(images, matrices, strict=True))
+    else:
+        factors = shrink_factors(matrices, size)
+        matrices, margins = fold_shrinking(matrices, factors), np.zeros((len(images), 4), np.int64)
+        if large: margins = reflection_margins(matrices, factors, size)
+        matrices = affine(len(images), m02=margins[:, 0], m12=margins[:, 1]) @ matrices
+        for image, matrix, factor, margin in zip(images, matrices, factors.tolist(), margins, strict=True):
+            yield image, warp_image(average_blocks(image, factor) if factor > 1 else image, matrix, size, margin).reshape(image.shape)
+
+
 def apply_arrays(
-    images: np.ndarray,  # uint8 (batch, height, width, channel), contiguous; changed in place
+    images: np.ndarray,  # uint8 (batch, height, width, channel), contiguous; overwritten
     recipe: Recipe,
     strips: torch.Tensor | None = None,  # of noise_strips, where noise is on
 ) -> np.ndarray:
     "`images`, with the recipe carried out by OpenCV in the calling thread."
-    size, matrices, noise = images.shape[1:3], recipe.geometry, None if strips is None else strips.numpy()
-    if not recipe.exact:
-        factors = shrink_factors(matrices, size)
-        matrices, margins = fold_shrinking(matrices, factors), np.zeros((len(images), 4), np.int64)
-        if images[:1].size > LARGE: margins = reflection_margins(matrices, factors, size)
-        matrices = affine(len(images), m02=margins[:, 0], m12=margins[:, 1]) @ matrices
-    for item, image in enumerate(images):
-        result = image
-        if recipe.exact: shift_image(image, matrices[item])
-        else:
-            if factors[item] > 1: result = average_blocks(image, int(factors[item]))
-            result = warp_image(result, matrices[item], size, margins[item])
-        if recipe.colour is not None: cv2.transform(result, recipe.colour[item], dst=image)
-        elif result is not image: image[...] = result.reshape(image.shape)
+    noise = None if strips is None else strips.numpy()
+    for item, (image, moved) in enumerate(move_images(images, recipe)):
+        if recipe.colour is not None: cv2.transform(moved, recipe.colour[item], dst=image)
+        elif moved is not image: image[...] = moved
         finish_image(image, recipe, item, noise)
     return images
 
@@ -593,7 +612,7 @@ def augment_arrays(
     strips: torch.Tensor | None = None,
     mix: Mix | None = None,
 ) -> torch.Tensor:
-    "The finished images by OpenCV, uint8 (batch, channel, height, width): a view of `pixels`."
+    "The finished images by OpenCV, uint8 (batch, channel, height, width), channels last in memory."
     apply_arrays(pixels, recipe, strips)
     batch = len(pixels) - (0 if mix is None else len(mix.items))
     if mix is not None: mix_arrays(pixels[:batch], pixels[batch:], mix)

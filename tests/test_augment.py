@@ -100,25 +100,27 @@ def test_translating_by_whole_pixels_is_a_shift(backend, channels):
 @both
 @channels
 @pytest.mark.parametrize("axes", [("flip",), ("flip_vertical",), ("flip", "flip_vertical")])
-def test_flips_are_exact(backend, channels, axes):
-    image = random_pixels(2, 5, 8, channels)
+@pytest.mark.parametrize("size", [(5, 8), (101, 102)])
+def test_flips_are_exact(backend, channels, axes, size):
+    image = random_pixels(2, *size, channels)
     flipped = carry_out(backend, image, **dict.fromkeys(axes, 1.0))
     assert np.array_equal(flipped, np.flip(image, [{"flip": 2, "flip_vertical": 1}[axis] for axis in axes]))
 
 
 @both
 @channels
-@pytest.mark.parametrize("crop", [3, 50])  # the second is wider than the image
-def test_crops_are_slices_of_the_reflected_image(backend, channels, crop):
-    image, size = random_pixels(40, 9, 12, channels), (9, 12)
-    draws = draw_table(1, "augment", 0, 40, len(COLUMNS))
+@pytest.mark.parametrize("size", [(9, 12), (101, 102)])
+@pytest.mark.parametrize("crop", [3, 50])  # the second is wider than the smaller image
+def test_crops_are_slices_of_the_reflected_image(backend, channels, crop, size):
+    height, width = size
+    image, draws = random_pixels(40, height, width, channels), draw_table(1, "augment", 0, 40, len(COLUMNS))
     cropped, offsets = carry_out(backend, image, draws, crop=crop), set()
     for item in range(40):
-        wide = np.pad(image[item], [(size[0], size[0]), (size[1], size[1]), (0, 0)], mode="reflect")
+        wide = np.pad(image[item], [(height, height), (width, width), (0, 0)], mode="reflect")
         most = [min(crop, side - 1) for side in size]
         down, right = (math.floor(draws[item, COLUMNS[f"crop_{axis}"]].item() * (2 * m + 1)) - m for axis, m in zip("yx", most, strict=True))
         offsets.add((down, right))
-        assert np.array_equal(cropped[item], wide[9 + down : 18 + down, 12 + right : 24 + right])
+        assert np.array_equal(cropped[item], wide[height + down : 2 * height + down, width + right : 2 * width + right])
     assert len(offsets) > 20
 
 
