@@ -36,19 +36,13 @@ from torch import nn
 
 from .augment import AugmentConfig, Augmenter
 from .config import check, difference, from_dict, get_at, part, replace_at, span, text, to_dict
-from cnnbench.core import (
-    UsageError, cache_folder, describe_machine, did_you_mean, format_bytes, format_seconds, pick_device, read_json, replacing,
-    text_table, write_json, write_text,
-)
-from cnnbench.data import (
-    DataConfig, Dataset, Loader, PixelStatistics, Split, fingerprint, load_dataset, pixel_statistics, split_dataset,
-)
+from .core import UsageError, cache_folder, describe_machine, did_you_mean, format_bytes, format_seconds, pick_device, read_json, replacing
+from .core import text_table, write_json, write_text
+from .data import DataConfig, Dataset, Loader, PixelStatistics, Split, fingerprint, load_dataset, pixel_statistics, split_dataset
 from .models import ModelConfig, build_model, set_dropout, summarize
 from .tasks import Task, TaskConfig, make_task
-from cnnbench.train import (
-    EpochEnd, Run, StepEnd, TrainConfig, autocast, best_epoch, choose_speed, diverged, is_finite, monitored, restore, should_stop, start_run,
-    state_of, train,
-)
+from .train import EpochEnd, Run, StepEnd, TrainConfig, autocast, best_epoch, choose_speed, diverged, is_finite, monitored, restore
+from .train import should_stop, start_run, state_of, train
 
 # %% ../nbs/51_experiment.ipynb #0b077dbc
 @dataclass(frozen=True)

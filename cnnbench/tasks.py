@@ -30,6 +30,7 @@ class Task(Protocol):
     "What differs between kinds of work."
 
     players: tuple[str, ...]  # ("model",), or ("discriminator", "generator"): one optimizer step each, in this order
+    classes: tuple[str, ...]  # their names, in the order of the labels
     outputs: int  # numbers the network's head gives
     main_metric: str  # the figure that runs are compared by: "accuracy"
     direction: str  # "max" or "min": which way is better
