@@ -14,7 +14,7 @@ __all__ = ['NONE', 'PRESETS', 'COLUMNS', 'RESAMPLING', 'TO_YIQ', 'RECOLOURING', 
 
 # %% ../nbs/20_augment.ipynb #46392e17
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -368,13 +368,13 @@ def warp_image(
     image: np.ndarray,  # uint8 (height, width, channel)
     matrix: np.ndarray,  # (3, 3): pixel of the result → pixel of the image with its margin
     size: tuple[int, int],  # height, width of the result
-    margin: np.ndarray,  # left, top, right, bottom: how far to reflect the border first
+    margin: Sequence[int] = (0, 0, 0, 0),  # left, top, right, bottom: how far to reflect the border first
 ) -> np.ndarray:
     "The image resampled once by bilinear interpolation; the border is reflected."
     widen = image.ndim == 3 and image.shape[2] == 3 and image.size > LARGE
     if widen: image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
-    if margin.any():
-        left, top, right, bottom = margin.tolist()
+    if any(margin):
+        left, top, right, bottom = margin
         image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101)
     warp, rows = (cv2.warpPerspective, matrix) if matrix[2, 0] or matrix[2, 1] else (cv2.warpAffine, matrix[:2])
     result = warp(image, rows, size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101)
@@ -405,7 +405,7 @@ def move_images(images: np.ndarray, recipe: Recipe) -> Iterator[tuple[np.ndarray
         matrices, margins = fold_shrinking(matrices, factors), np.zeros((len(images), 4), np.int64)
         if large: margins = reflection_margins(matrices, factors, size)
         matrices = affine(len(images), m02=margins[:, 0], m12=margins[:, 1]) @ matrices
-        for image, matrix, factor, margin in zip(images, matrices, factors.tolist(), margins, strict=True):
+        for image, matrix, factor, margin in zip(images, matrices, factors.tolist(), margins.tolist(), strict=True):
             yield image, warp_image(average_blocks(image, factor) if factor > 1 else image, matrix, size, margin).reshape(image.shape)
 
 

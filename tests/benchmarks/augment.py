@@ -162,7 +162,7 @@ def measure(rounds: int, images: np.ndarray) -> dict[tuple[str, str], list[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
-    parser.add_argument("--images", type=int, default=512, help="photographs")
+    parser.add_argument("--images", type=int, default=1024, help="photographs")
     options = parser.parse_args()
     print(f"{describe_machine()['processor']}, {CORES} of {os.cpu_count()} cores; "
           + ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "albumentations", "kornia", "opencv-python-headless")))
