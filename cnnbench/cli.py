@@ -50,7 +50,7 @@ def run(flags: Sequence[str]) -> int:
     experiment = parse_flags(default, longer, prog="cnnbench run", description=about)
     with interrupts() as stop: return ending(run_pipeline(experiment, out, stop=stop))
 
-
+# %% ../nbs/91_cli.ipynb #a6655609
 def ending(folder: Path) -> int:
     "Say where a run stands and how to go on; the exit status: 0 when it is whole, 130 when it was interrupted."
     if (folder / "report.html").exists():
@@ -93,7 +93,7 @@ def explain(
     explain_stage(run, setup, methods=methods, count=count)
     return 0
 
-
+# %% ../nbs/91_cli.ipynb #78613e20
 def predict(
     artefact: Path,  # a folder that a run exported
     paths: tuple[Path, ...],  # images, and folders of images
@@ -170,6 +170,7 @@ def call(name: str, flags: Sequence[str]) -> int:
 
 def guarded(name: str, flags: Sequence[str]) -> int:
     "Call a command; what the user can mend is told in a sentence, without a traceback."
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch comes in: spinning threads starve whoever shares the cores
     from cnnbench.core import UsageError
 
     try: return call(name, flags)
@@ -181,7 +182,7 @@ def guarded(name: str, flags: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
-
+# %% ../nbs/91_cli.ipynb #8ea8a43d
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command line; the exit status: 0 well, 1 could not be done, 2 not understood, 130 interrupted."
     name, *flags = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]

@@ -54,7 +54,7 @@ def text(default: str, *, help: str = "") -> Any:
     "Free text."
     return field(default=default, metadata={"help": help})
 
-
+# %% ../nbs/01_config.ipynb #b9fb4c8a
 def part(kind: Callable[[], Any], *, help: str = "") -> Any:
     "A nested config; `kind` is its class."
     return field(default_factory=kind, metadata={"help": help})
@@ -86,7 +86,7 @@ def check_field(name: str, item: Field, kind: Any, value: Any) -> Any:
         raise UsageError(f"{name} is {value!r}. {did_you_mean(value, meta['options'])}{own}")
     return value
 
-
+# %% ../nbs/01_config.ipynb #1dbbd06d
 def check(config: Any) -> None:
     "Hold every field of `config` against its declaration; call it first in `__post_init__`. Whole numbers given for floats become floats."
     hints = get_type_hints(type(config))

@@ -250,7 +250,7 @@ class Evaluation:
             "calibration": {name: np.asarray(value).tolist() for name, value in asdict(self.calibration).items()},
         }
 
-
+# %% ../nbs/70_evaluate.ipynb #b4e3b8cd
 def evaluate(
     predictions: "Predictions",  # logits and true labels of a split
     classes: Sequence[str],  # the classes' names
@@ -280,7 +280,7 @@ def weakest_classes(rates: ClassFigures) -> np.ndarray:
     seen = np.flatnonzero(rates.support + rates.predicted)
     return seen[np.argsort(rates.f1[seen], kind="stable")]
 
-
+# %% ../nbs/70_evaluate.ipynb #6878c8fa
 def evaluation_table(
     evaluation: Evaluation,
     most: int = 20,  # classes listed, those of the lowest F1
@@ -357,7 +357,7 @@ def signed_scale() -> list[list[Any]]:
     "Plotly's colour scale from -1, vermilion, over 0, nothing at all, to 1, blue; opaque, so that numbers read on any page."
     return [[0, COLOURS[1]], [0.499999, "#FBE3D2"], [0.5, "rgba(0,0,0,0)"], [0.500001, "#D9EAF5"], [1, COLOURS[0]]]
 
-
+# %% ../nbs/70_evaluate.ipynb #8cca885c
 def confusion_figure(
     evaluation: Evaluation,
     most: int = 50,  # classes drawn, those with the most errors
@@ -413,7 +413,7 @@ def calibration_figure(
     drawn.update_layout(showlegend=False, yaxis={"range": [0, 1.03], "tickformat": ".0%", "domain": [0.3, 1]})
     return drawn.update_layout(yaxis2={"domain": [0, 0.22], "title": {"text": "images"}, "gridcolor": LINES, "nticks": 4})
 
-
+# %% ../nbs/70_evaluate.ipynb #ab09d336
 def per_class_figure(
     evaluation: Evaluation,
     most: int = 40,  # classes drawn, those of the lowest F1

@@ -6,10 +6,11 @@
 __all__ = ['FORMAT', 'KINDS', 'CONTROLS', 'LIVE', 'Experiment', 'Setup', 'prepare', 'Estimate', 'resolve', 'torch_threads',
            'split_by_file', 'run_facts', 'read_run', 'load_experiment', 'free_name', 'create_run', 'open_setup',
            'Edited', 'RunEnd', 'log_line', 'Log', 'read_log', 'cut_log', 'checkpoint_files', 'named_checkpoint',
-           'load_checkpoint', 'thin_checkpoints', 'save_checkpoint', 'check_edit', 'request_edit', 'Inbox', 'locked',
-           'is_locked', 'run_state', 'never', 'is_done', 'begin', 'train_run', 'logged_training', 'Replay', 'figures',
-           'first_difference', 'replay_run', 'load_model', 'Progress', 'interrupts', 'RunRow', 'describe_run',
-           'list_runs', 'rename_run', 'tag_run', 'delete_run', 'compare_runs', 'runs_table']
+           'load_checkpoint', 'thin_checkpoints', 'save_checkpoint', 'check_edit', 'request_edit', 'apply_edit',
+           'wanted', 'EditFile', 'Inbox', 'locked', 'is_locked', 'run_state', 'never', 'is_done', 'begin', 'train_run',
+           'logged_training', 'Replay', 'figures', 'first_difference', 'replay_run', 'load_model', 'Progress',
+           'interrupts', 'RunRow', 'describe_run', 'list_runs', 'rename_run', 'tag_run', 'delete_run', 'compare_runs',
+           'runs_table']
 
 # %% ../nbs/51_experiment.ipynb #ee9fbb0d
 import json
@@ -266,7 +267,7 @@ class Log:
     def sync(self) -> None: os.fsync(self.file.fileno())
     def close(self) -> None: self.file.close()
 
-
+# %% ../nbs/51_experiment.ipynb #e9a2e99b
 def read_log(folder: Path | str) -> list[tuple[float, Any]]:
     "Every (seconds, record) of a run's log; a torn last line is left out. Raises UsageError for a line that is damaged otherwise."
     path, found = Path(folder) / "log.jsonl", []
@@ -317,7 +318,7 @@ def thin_checkpoints(folder: Path, limit: float) -> None:
         if not gaps: return
         files.pop(min(gaps, key=lambda i: gaps[i])).unlink()
 
-
+# %% ../nbs/51_experiment.ipynb #a34f257b
 def save_checkpoint(folder: Path, run: Run, log: Log, best: bool) -> None:
     "Write the state of `run` as the last checkpoint, and as the best where it is. Raises Diverged for weights that are not numbers."
     if not is_finite(run): raise diverged(run)
@@ -353,19 +354,46 @@ def request_edit(
     with open(Path(folder) / "edits.jsonl", "a", encoding="utf-8") as file: file.write(line)  # one write of a short line: never torn by another
 
 # %% ../nbs/51_experiment.ipynb #f725afe1
+def apply_edit(run: Run, setting: str, value: Any) -> None:
+    "Make an edit that concerns the run itself: rate, weight decay, dropout."
+    if setting == "train.lr": run.rate = value / run.config.lr
+    if setting == "model.dropout": set_dropout(run.model, value)
+    if setting != "train.weight_decay": return
+    for optimizer in run.optimizers.values():
+        for group in optimizer.param_groups: group["weight_decay"] = value if group["decays"] else 0.0
+
+
+def wanted(line: str) -> tuple[str, Any]:
+    "Setting and value of a line of `edits.jsonl`. Raises UsageError for a line that is none."
+    try: values = json.loads(line)
+    except ValueError as error: raise UsageError(f"{line!r} is not JSON: {error}.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("setting"), str): raise UsageError(f"{line!r} names no setting.")
+    return values["setting"], values.get("value")
+
+
+class EditFile:
+    "A run's `edits.jsonl`, of which some lines were read before."
+
+    def __init__(self, folder: Path, read: int): self.path, self.read, self.size = folder / "edits.jsonl", read, 0
+
+    def new_lines(self) -> list[str]:
+        "What was asked for since the last look; a line that is still being written waits."
+        if not self.path.exists() or self.path.stat().st_size == self.size: return []
+        content = self.path.read_bytes()
+        lines = content.decode("utf-8", "replace").split("\n")[self.read : -1]
+        self.size, self.read = len(content), self.read + len(lines)
+        return lines
+
+# %% ../nbs/51_experiment.ipynb #4c9cdb58
 class Inbox:
     "The edits of a run: those to do again, then those that arrive in `edits.jsonl`. Called at every step boundary by `train`."
 
     def __init__(
-        self,
-        folder: Path,
-        setup: Setup,
-        loader: Loader,
+        self, file: EditFile, setup: Setup, loader: Loader,
         done: Sequence[Edited],  # logged by an earlier process
         step: int,  # where the run stands: earlier ones hold at once, later ones at their step
     ):
-        self.folder, self.setup, self.loader, self.experiment = folder, setup, loader, setup.experiment
-        self.read, self.offset = len(done), 0  # lines of edits.jsonl that were answered
+        self.file, self.setup, self.loader, self.experiment = file, setup, loader, setup.experiment
         again = [edit for edit in done if edit.setting not in CONTROLS and not edit.refused]
         self.past, self.planned = [e for e in again if e.step < step], [e for e in again if e.step >= step]
         for edit in again:
@@ -376,45 +404,28 @@ class Inbox:
         return list(self.loader.switch(self.setup.augmenter(self.experiment.augment), at))
 
     def apply(self, run: Run, setting: str, value: Any) -> None:
-        "Make an edit that does not concern the loader."
         self.experiment = check_edit(self.experiment, setting, value)
-        if setting == "train.lr": run.rate = value / run.config.lr
-        if setting == "model.dropout": set_dropout(run.model, value)
-        if setting == "train.weight_decay":
-            for optimizer in run.optimizers.values():
-                for group in optimizer.param_groups: group["weight_decay"] = value if group["decays"] else 0.0
+        apply_edit(run, setting, value)
 
-    def catch_up(self, run: Run) -> None:
-        "Make the edits that a restored run had already seen."
-        for edit in self.past:
+    def repeat(self, run: Run, edits: Sequence[Edited]) -> None:  # those of the loader were made at once
+        for edit in edits:
             if edit.at is None: self.apply(run, edit.setting, edit.value)
-
-    def new_lines(self) -> list[Any]:
-        "What was asked for since the last look; a line that is still being written waits."
-        path = self.folder / "edits.jsonl"
-        if not path.exists() or path.stat().st_size == self.offset: return []
-        text = path.read_bytes()
-        self.offset, whole = len(text), text.decode("utf-8", "replace").split("\n")[:-1]
-        return whole[self.read :]
 
     def answer(self, run: Run, line: str) -> Edited:
         "Make the edit of one line; a record of it, or of why not."
-        setting, value = line, None
+        setting, value, at = line, None, None
         try:
-            setting, value = json.loads(line)["setting"], json.loads(line).get("value")
-            if setting.startswith("augment."): return Edited(run.epoch, run.step, setting, value, self.switch(setting, value))
-            self.apply(run, setting, value)
-            return Edited(run.epoch, run.step, setting, value)
-        except (ValueError, KeyError, TypeError, AttributeError) as error: return Edited(run.epoch, run.step, str(setting), value, refused=str(error))
+            setting, value = wanted(line)
+            if setting.startswith("augment."): at = self.switch(setting, value)
+            else: self.apply(run, setting, value)
+        except UsageError as error: return Edited(run.epoch, run.step, setting, value, refused=str(error))
+        return Edited(run.epoch, run.step, setting, value, at)
 
     def __call__(self, run: Run) -> Iterator[Edited]:
-        while self.planned and self.planned[0].step == run.step:
-            edit = self.planned.pop(0)
-            if edit.at is None: self.apply(run, edit.setting, edit.value)
+        while self.planned and self.planned[0].step == run.step: self.repeat(run, [self.planned.pop(0)])
         paused = False
         while True:
-            for line in self.new_lines():
-                self.read += 1
+            for line in self.file.new_lines():
                 record = self.answer(run, line)
                 yield record
                 if not record.refused and record.setting in CONTROLS: paused = record.setting == "pause"
@@ -466,12 +477,13 @@ def begin(folder: Path, setup: Setup) -> tuple[Run, Loader, Inbox, Log, list[Epo
         lines = state.pop("lines")
         restore(run, state)
     kept = cut_log(folder, lines) if (folder / "log.jsonl").exists() else []
-    inbox = Inbox(folder, setup, loader, [record for _, record in kept if isinstance(record, Edited)], run.step)
-    inbox.catch_up(run)
+    done = [record for _, record in kept if isinstance(record, Edited)]
+    inbox = Inbox(EditFile(folder, len(done)), setup, loader, done, run.step)
+    inbox.repeat(run, inbox.past)
     seconds = kept[lines - 1][0] if lines else 0.0
     return run, loader, inbox, Log(folder, len(kept), seconds), [record for _, record in kept if isinstance(record, EpochEnd)]
 
-
+# %% ../nbs/51_experiment.ipynb #7b256eeb
 def train_run(
     folder: Path | str,
     setup: Setup | None = None,  # of this run, where it is at hand
@@ -552,7 +564,7 @@ def first_difference(first: Path, second: Path) -> str:
     unequal = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
     return f"the weights {unequal[0]} after step {int(paths[0].stem[5:])}" if unequal else ""
 
-
+# %% ../nbs/51_experiment.ipynb #a5b0e53e
 def replay_run(
     folder: Path | str,
     out: Path | str | None = None,  # NAME-replay beside it where None
@@ -692,7 +704,7 @@ def tag_run(folder: Path | str, *tags: str) -> None:
     read_run(folder)
     write_json(Path(folder) / "tags.json", sorted(set(tags)))
 
-
+# %% ../nbs/51_experiment.ipynb #3c7005a1
 def delete_run(folder: Path | str) -> int:
     "Delete a run; the bytes that were freed. Raises UsageError for a folder that is no run, or one that trains."
     size = describe_run(folder).bytes

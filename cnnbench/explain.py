@@ -140,7 +140,7 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, targets: torch.
     found = IntegratedGradients(model).attribute(images, baseline(model, images), targets, n_steps=config.steps, internal_batch_size=config.batch)
     return found.sum(1)
 
-
+# %% ../nbs/71_explain.ipynb #d6f02b1a
 def grad_cam(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, config: ExplainConfig) -> torch.Tensor:
     "Grad-CAM of `config.layer`, enlarged to the images, (batch, height, width); never negative."
     from captum.attr import LayerGradCam
@@ -196,7 +196,7 @@ def check_targets(targets: Any, logits: torch.Tensor) -> torch.Tensor:
         raise UsageError(f"The targets go from {chosen.min()} to {chosen.max()}, but the model has {logits.shape[1]} classes.")
     return chosen.to(logits.device, torch.int64)
 
-
+# %% ../nbs/71_explain.ipynb #1b243e29
 def explain(
     model: nn.Module,
     images: torch.Tensor,  # uint8, or float from 0 to 255; (batch, channel, height, width)
@@ -225,7 +225,7 @@ def explain(
         raise UsageError(f"The explainer {method} gave maps {maps.shape}; they must be (batch, height, width), here {due}.")
     return Attribution(maps, method, chosen.cpu().numpy(), config.layer if method == "grad_cam" else "", seconds)
 
-
+# %% ../nbs/71_explain.ipynb #4d3f4e7a
 def find_layer(model: nn.Module, images: torch.Tensor, name: str) -> str:
     "`name`, or the layer that Grad-CAM takes by itself. Raises UsageError for a layer that the model has not."
     if not name: return last_conv(model, images)
@@ -260,7 +260,7 @@ def randomised_copy(
             if callable(reset): reset()
     return twin
 
-
+# %% ../nbs/71_explain.ipynb #f3c749d0
 def sanity_check(
     model: nn.Module,
     images: torch.Tensor,

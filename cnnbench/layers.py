@@ -101,7 +101,7 @@ def avg_pool(
     check_window(shape, window, pad, "avg")
     return nn.AvgPool2d(window, stride, pad)
 
-
+# %% ../nbs/30_layers.ipynb #41f476b9
 def global_pool(
     shape: tuple[int, ...],
     kind: str = "avg",  # avg or max

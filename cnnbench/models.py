@@ -125,7 +125,7 @@ def fill(blocks: Sequence[Block], outputs: int) -> tuple[Block, ...]:
         for block in blocks
     )
 
-
+# %% ../nbs/31_models.ipynb #6cd149d1
 def read_blocks(words: list[str], number: str, depth: int) -> tuple[Block, ...]:
     "The blocks up to the parenthesis that closes, taken off the front of `words`."
     blocks: list[Block] = []
@@ -146,7 +146,7 @@ def read_blocks(words: list[str], number: str, depth: int) -> tuple[Block, ...]:
     if words and depth == 0: raise UsageError(f"A parenthesis closes after block {len(blocks)} that was never opened.")
     return tuple(blocks)
 
-
+# %% ../nbs/31_models.ipynb #bc0f1ae5
 def read_block(words: list[str], inside: tuple[Block, ...], number: str) -> Block:
     "One block of its words. Raises UsageError, naming the block's number and text."
     if not words: raise UsageError(f"Block {number} begins with a parenthesis: a word such as residual goes before it.")
@@ -349,7 +349,7 @@ def fit_stem(network: nn.Module, shape: tuple[int, int, int]) -> None:
     if small and new.stride != old.stride and pools: put_module(network, pools[0], nn.Identity())
     if (new.in_channels, new.kernel_size, new.stride) != (old.in_channels, old.kernel_size, old.stride): put_module(network, name, new)
 
-
+# %% ../nbs/31_models.ipynb #ebf9f00f
 def torchvision_network(shape: tuple[int, int, int], outputs: int, config: ModelConfig) -> nn.Module:
     "The torchvision classifier `config.name`, for images of `shape`. Raises UsageError where its constructor refuses the size."
     from torchvision import models
@@ -434,7 +434,7 @@ def window_of(
         return each(lambda step: -(-step // 1), stride), stride
     return (1.0, 1.0), (1.0, 1.0)
 
-
+# %% ../nbs/31_models.ipynb #cd66c15c
 def sees_all(
     op: str,
     args: Sequence[Any],
@@ -504,7 +504,7 @@ def is_leaf(module: nn.Module) -> bool:
     "Whether a module is a layer of its own, and does something."
     return next(module.children(), None) is None and not isinstance(module, nn.Identity)
 
-
+# %% ../nbs/31_models.ipynb #76823776
 class Trace(TorchDispatchMode):
     "What happens in a forward of a hollow model, operation by operation and layer by layer."
 
@@ -589,7 +589,7 @@ def misfit(frame: Frame, rows: Sequence[LayerSummary]) -> str:
     if isinstance(takes, int) and given.shape[1] != takes: return f"gets {given.shape[1]} channel{'s' * (given.shape[1] > 1)} but takes {takes}."
     return ""
 
-
+# %% ../nbs/31_models.ipynb #7ca68268
 def made_in_forward(error: Exception, reason: str) -> str:
     "The kind of torch's layers whose constructor failed, or that was used as a tensor; else nothing."
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
@@ -659,11 +659,10 @@ class Summary:
         def line(row: Sequence[str]) -> str:
             words = [word.ljust(width) if place < 3 else word.rjust(width) for place, (word, width) in enumerate(zip(row, widths, strict=True))]
             return "  ".join(words).rstrip()
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        memory = f"Training on batches of 64 in fp32 takes about {format_bytes(self.batch_bytes(64))}."
+        rule, memory = "─" * (sum(widths) + 2 * len(widths) - 2), f"A batch of 64 takes about {format_bytes(self.batch_bytes(64))} to train on in fp32."
         return "\n".join([line(head), rule, *map(line, body), rule, line(total), f"For one image of {size(self.shape)}. {memory}"])
 
-
+# %% ../nbs/31_models.ipynb #389ede01
 def summarize(
     model: nn.Module,
     shape: tuple[int, ...],  # (channel, height, width)
@@ -721,7 +720,7 @@ def assemble(config: ModelConfig, shape: tuple[int, int, int], outputs: int, mea
     check_outputs(model, shape, outputs)
     return model
 
-
+# %% ../nbs/31_models.ipynb #83bd8164
 def least_side(config: ModelConfig, shape: tuple[int, int, int], outputs: int) -> int:
     "A side, px, larger than the images', at which a model of ours or of torchvision works; 0 where none is found."
     for side in (8, 16, 32, 48, 64, 96, 128, 224, 299) if ":" not in config.name else ():

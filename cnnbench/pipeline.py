@@ -108,7 +108,7 @@ def images_of(dataset: Dataset, rows: np.ndarray) -> torch.Tensor:
     "Images of these rows as they are, uint8 (item, channel, height, width)."
     return torch.from_numpy(dataset.images.read(rows)).permute(0, 3, 1, 2)
 
-
+# %% ../nbs/87_pipeline.ipynb #501f28f6
 def explain_stage(folder: Path, setup: Setup, say: Say = print, methods: Sequence[str] = METHODS, count: int = 8) -> Image.Image:
     "A picture of the most telling images with their maps; writes `explanations.jpg` and `explanations.json`."
     predictions, model = judged_predictions(folder, setup), load_model(folder, setup)
@@ -272,7 +272,7 @@ def results_section(folder: Path, setup: Setup, evaluation: Evaluation) -> str:
         "<h2>Calibration</h2>", figure_html(calibration_figure(evaluation.calibration)),
     ])
 
-
+# %% ../nbs/87_pipeline.ipynb #b56c2038
 def report_html(folder: Path, setup: Setup) -> str:
     "The report of a run whose other stages are done."
     summary, check = read_json(folder / "summary.json"), read_json(folder / "export.json")
@@ -302,7 +302,7 @@ def report_html(folder: Path, setup: Setup) -> str:
     top = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(folder.name)}</title>"
     return f"{top}<style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
 
-
+# %% ../nbs/87_pipeline.ipynb #54e88e88
 def report_stage(folder: Path, setup: Setup, say: Say = print) -> Path:
     "Write `summary.json` and `report.html`; the report's path."
     write_json(folder / "summary.json", summary_of(folder, setup))
@@ -344,7 +344,7 @@ def describe_setup(setup: Setup, cost: Estimate) -> str:
         lines.insert(1, f"{len(dataset.skipped)} files could not be read and are left out ({first}{'; …' if len(dataset.skipped) > 3 else ''}).")
     return "\n".join(lines)
 
-
+# %% ../nbs/87_pipeline.ipynb #c1dad197
 def run_pipeline(
     experiment: Experiment,
     out: Path | str | None = None,  # the run folder, runs/NAME where None

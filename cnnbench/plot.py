@@ -71,7 +71,7 @@ def printable(
     clean = str(text)[:longest].encode("utf-8", "replace").decode("utf-8")
     return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in clean)
 
-
+# %% ../nbs/02_plot.ipynb #7f4f7c2a
 def fit_text(
     line: str,
     font: Any,
@@ -120,7 +120,7 @@ def balanced_columns(count: int) -> int:
     most = min(10, math.ceil(math.sqrt(1.6 * count)))
     return math.ceil(count / math.ceil(count / most))
 
-
+# %% ../nbs/02_plot.ipynb #7169f969
 def image_grid(
     images: Sequence[Any] | np.ndarray,  # each uint8 (height, width) or (height, width, 1 or 3); sizes may differ
     captions: Sequence[Any] | None = None,  # one for each image: any text; line breaks make up to three lines
@@ -134,14 +134,13 @@ def image_grid(
     for name, given in (("captions", captions), ("colours", colours)):
         if given is not None and len(given) != len(images): raise UsageError(f"There are {len(images)} images and {len(given)} {name}.")
     if not len(images): raise UsageError("There are no images to draw.")
-    pixels = [as_colour(image) for image in images]
-    pictures = [draw_scaled(image, scale or cell / max(image.shape[:2])) for image in pixels]
+    pictures = [draw_scaled(image, scale or cell / max(image.shape[:2])) for image in map(as_colour, images)]
     texts = [printable(text).split("\n")[:3] for text in captions] if captions is not None else [[] for _ in images]
     columns = min(columns or balanced_columns(len(images)), len(images))
     edge, gap, line = 3 if colours else 0, 8, round(1.3 * size)
-    width = max([picture.width for picture in pictures] + [64 if captions else 1]) + 2 * edge
+    width = max([picture.width for picture in pictures] + [64 if captions is not None else 1]) + 2 * edge
     heights, rows = max(picture.height for picture in pictures) + 2 * edge, math.ceil(len(images) / columns)
-    tall = heights + (4 + line * max(map(len, texts)) if captions else 0)
+    tall = heights + (4 + line * max(map(len, texts)) if captions is not None else 0)
     sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (tall + gap)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for index, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
@@ -231,7 +230,7 @@ def figure(
         "xaxis": {"title": {"text": label(x)}}, "yaxis": {"title": {"text": label(y)}},
     })
 
-
+# %% ../nbs/02_plot.ipynb #5cb84d5b
 def label(
     text: Any,
     longest: int = 80,  # characters shown

@@ -122,7 +122,7 @@ class Classification:
                 metrics.update(self.decode(outputs), batch.targets)
         return {"val_loss": total / count} | {f"val_{name}": float(value) for name, value in metrics.compute().items()}
 
-
+# %% ../nbs/40_tasks.ipynb #490b2880
 def make_task(
     config: TaskConfig,
     classes: Sequence[str],

@@ -268,7 +268,7 @@ def player_step(run: Run, player: str, window: Sequence[Batch]) -> tuple[torch.T
     optimizer.zero_grad()
     return loss_sum, norm
 
-
+# %% ../nbs/50_train.ipynb #e2cf3e6d
 def optimizer_step(run: Run, window: Sequence[Batch]) -> StepEnd:
     "One step of every player from a window of micro-batches, as a record."
     task, model = run.inner.task, run.model
@@ -329,7 +329,7 @@ def epoch_means(run: Run) -> dict[str, float]:
     players = run.inner.task.players
     return {"train_loss" if len(players) == 1 else f"train_{p}_loss": run.sums[p] / max(run.sums["samples"], 1) for p in players}
 
-
+# %% ../nbs/50_train.ipynb #ec85306b
 def train(
     run: Run,
     batches: Callable[[int, int], Iterable[Batch]],  # (epoch, start) → that epoch's micro-batches from number `start` on

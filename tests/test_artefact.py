@@ -41,7 +41,8 @@ from cnnbench.artefact import (
     write_predictions_csv,
 )
 from cnnbench.core import UsageError, read_json
-from cnnbench.data import DataConfig, fit_image, load_dataset, read_image
+from cnnbench.data import DataConfig, load_dataset
+from cnnbench.images import fit_image, read_image
 from cnnbench.models import MODELS, ModelConfig
 from cnnbench.tasks import TaskConfig
 

@@ -17,13 +17,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cnnbench import data
+from cnnbench import data, images, shapes
 from cnnbench.config import from_json, to_code, to_json
 from cnnbench.core import UsageError
 from cnnbench.data import (
-    DATASETS, MOTIONS, OPEN, SHAPES, TEST, TRAIN, VAL, ArrayImages, Batch, DataConfig, Dataset, LazyImages, Loader, ShapesConfig,
-    clip_states, draw_clip, draw_shapes, fingerprint, fit_image, load_dataset, pixel_statistics, plain_batch, read_image, split_dataset,
+    DATASETS, OPEN, TEST, TRAIN, VAL, ArrayImages, Batch, DataConfig, Dataset, LazyImages, Loader, ShapesConfig,
+    fingerprint, load_dataset, pixel_statistics, plain_batch, split_dataset,
 )
+from cnnbench.images import fit_image, read_image
+from cnnbench.shapes import MOTIONS, SHAPES, clip_states, draw_clip, draw_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -546,7 +548,7 @@ def test_fit_image(rows, columns, height, width, fit, channels):
     image, matrix = fit_image(np.full((rows, columns, channels), 77, np.uint8), (height, width), fit)
     assert image.shape == (height, width, channels) and image.dtype == np.uint8 and image.flags.c_contiguous and matrix.dtype == np.float32
     if fit != "pad": assert (image == 77).all()
-    else: assert set(np.unique(image)) <= {77, data.PADDING} and (image == 77).any()
+    else: assert set(np.unique(image)) <= {77, images.PADDING} and (image == 77).any()
     left, top, _ = matrix @ (-0.5, -0.5, 1)
     right, bottom, _ = matrix @ (width - 0.5, height - 0.5, 1)
     if fit == "crop": assert left >= -0.51 and top >= -0.51 and right <= columns - 0.49 and bottom <= rows - 0.49
@@ -661,14 +663,14 @@ def test_scene_of_one_object():
 
 def test_hidden_share(monkeypatch):
     "What is seen of an object is at least 60 % of something that was drawn."
-    cover, drawn, fewest = data.cover, [], 1.0
+    cover, drawn, fewest = shapes.cover, [], 1.0
     def spy(contours, size):
         window, covered = cover(contours, size)
         whole = np.zeros((size, size), bool)
         whole[window] = covered >= 0.5
         drawn.append(whole)
         return window, covered
-    monkeypatch.setattr(data, "cover", spy)
+    monkeypatch.setattr(shapes, "cover", spy)
     for row in range(25):
         drawn.clear()
         scene = draw_shapes(3, row, 96, objects=(5, 5))

@@ -148,7 +148,8 @@ def ways(images: np.ndarray) -> dict[tuple[str, str], tuple[Iterator[int], int, 
 
 def measure(rounds: int, images: np.ndarray) -> dict[tuple[str, str], list[float]]:
     "Images a second of each way in each round."
-    timed, speeds = ways(images), {}
+    timed = ways(images)
+    speeds: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds + 1):  # the first round warms up
         for name, (epochs, torch_threads, opencv_threads) in timed.items():
             torch.set_num_threads(torch_threads)
