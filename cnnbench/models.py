@@ -659,7 +659,7 @@ class Summary:
         def line(row: Sequence[str]) -> str:
             words = [word.ljust(width) if place < 3 else word.rjust(width) for place, (word, width) in enumerate(zip(row, widths, strict=True))]
             return "  ".join(words).rstrip()
-        rule, memory = "─" * (sum(widths) + 2 * len(widths) - 2), f"A batch of 64 takes about {format_bytes(self.batch_bytes(64))} to train on in fp32."
+        rule, memory = "─" * (sum(widths) + 2 * len(widths) - 2), f"Training on 64 takes {format_bytes(self.batch_bytes(64))} in fp32."
         return "\n".join([line(head), rule, *map(line, body), rule, line(total), f"For one image of {size(self.shape)}. {memory}"])
 
 # %% ../nbs/31_models.ipynb #389ede01
