@@ -127,7 +127,8 @@ def test_bad_folders(tmp_path, capsys, make, sentence):
     (["--train.lr", "-1"], "TrainConfig.lr is -1"), (["--train.epochs", "0"], "between 1 and"), (["--model", "resnet81"], "Did you mean resnet"),
     (["--train.optimizer", "adammm"], "Did you mean adam"), (["--data", "cifr10"], "cifar10"), (["--task", "classify"], "classification"),
     (["--device", "abacus"], "cannot be used here"), (["--model", "spec", "--model.spec", "conv 4, linear 7"], "put flatten or global before it"),
-    (["--train.monitor", "val_acc"], "val_accuracy"), (["--data", "my_module:thing"], "my_module"), (["--config", "nowhere.json"], "There is no file"),
+    (["--train.monitor", "val_acc"], "val_accuracy"), (["--data", "my_module:thing"], "my_module"),
+    (["--config", "nowhere.json"], "There is no file"),
     (["--data.test", "0", "--data.val", "0"], "Nothing is held out"), (["--out"], "--out needs a value"),
 ])
 def test_bad_settings(tmp_path, capsys, flags, sentence):
