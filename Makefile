@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python python3.12 python3.13 
 # No news, no look for updates: nothing leaves the machine unasked.
 QUIET_LAB := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# OpenMP threads that spin while they wait slow training to a hundredth when anything else runs on the machine.
+export GOMP_SPINCOUNT ?= 20000
 
 .PHONY: help setup run test lab docs check export readme bench clean
 

@@ -212,7 +212,9 @@ def training_figure(
     for name in ends[0].metrics if ends else ():
         if name.endswith("loss"): add_line(drawn, epochs, ends, name)
     if ends and main in ends[0].metrics: add_line(drawn, epochs, ends, main, yaxis="y2", line={"dash": "dot"})
-    drawn.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": {"text": label(main.replace("_", " "))}, "showgrid": False})
+    shares = {"range": [0, 1.03], "tickformat": ".0%"} if all(0 <= end.metrics.get(main, 0) <= 1 for end in ends) else {}
+    right = {"overlaying": "y", "side": "right", "title": {"text": label(main.replace("_", " "))}, "showgrid": False, "tickmode": "auto"}
+    drawn.update_layout(yaxis2=right | shares)
     return drawn
 
 
@@ -292,8 +294,8 @@ def report_html(folder: Path, setup: Setup) -> str:
         "<h2>Training</h2>", figure_html(training_figure(records, f"val_{setup.task.main_metric}"), include_plotly=True),
         figure_html(rate_figure(records)),
         results_section(folder, setup, evaluation),
-        "<h2>What it looked at</h2><p>The surest errors first, then the least sure. Colours: what speaks for the class that was predicted, and what",
-        " against it.</p>",
+        "<h2>What it looked at</h2><p>The surest errors first, then the least sure. Orange pixels speak for the class that was predicted,",
+        " blue ones against it.</p>",
         f"<img alt='explanations' src='{data_uri(picture)}'>", "<h2>Data</h2>", data_section(setup),
         f"<h2>Network</h2><pre>{escape(summarize(load_model(folder, setup), setup.dataset.shape))}</pre>",
         "<h2>Export</h2>", html_table(("check of the ONNX file against PyTorch", ""), check_rows),
