@@ -112,7 +112,8 @@ class Autocast(nn.Module):
         self.inside = inside
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16): return self.inside(images.contiguous(memory_format=torch.channels_last)).float()
+        plain = images.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16): return self.inside(plain).float()
 
 
 def plain_loop(work: str, images: np.ndarray, labels: np.ndarray, speed: tuple[str, str]) -> Iterator[None]:
