@@ -623,7 +623,7 @@ class Progress:
         self.stream, self.setup, self.figure = stream or sys.stderr, setup, monitored(setup.experiment.train, setup.task)[0]
         e = setup.experiment.train
         self.epochs, self.steps = e.epochs, e.epochs * -(-len(setup.train_loader()) // e.accumulate)
-        self.bar = tqdm(total=self.steps, unit="step", file=self.stream, dynamic_ncols=True, leave=False, disable=not self.stream.isatty())
+        self.bar = tqdm(total=self.steps, unit="step", file=self.stream, dynamic_ncols=True, disable=not self.stream.isatty())
         self.started, self.images, self.first, self.shown = time.monotonic(), 0, 0, {"loss": "–", self.figure: "–"}
 
     def __call__(self, record: Any) -> None:
