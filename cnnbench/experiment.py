@@ -39,7 +39,7 @@ from .augment import AugmentConfig, Augmenter
 from .config import check, difference, from_dict, get_at, part, replace_at, span, text, to_dict
 from .core import UsageError, cache_folder, describe_machine, did_you_mean, format_bytes, format_seconds, pick_device, read_json, replacing
 from .core import text_table, write_json, write_text
-from .data import DataConfig, Dataset, Loader, PixelStatistics, Split, fingerprint, load_dataset, pixel_statistics, split_dataset
+from .data import DATASETS, DataConfig, Dataset, Loader, PixelStatistics, Split, fingerprint, load_dataset, pixel_statistics, split_dataset
 from .models import ModelConfig, build_model, set_dropout, summarize
 from .tasks import Task, TaskConfig, make_task
 from .train import EpochEnd, Run, StepEnd, TrainConfig, autocast, best_epoch, choose_speed, diverged, is_finite, monitored, restore
@@ -129,6 +129,8 @@ def resolve(setup: Setup) -> tuple[Setup, Estimate]:
     "The setup with what is `auto` or 0 decided (threads, device, precision, layout), and what training it will cost."
     e = setup.experiment
     e = replace(e, device=str(setup.device), threads=e.threads or torch.get_num_threads())
+    if e.data.name not in DATASETS and Path(e.data.name).is_dir():  # so that the run can be resumed from another folder
+        e = replace(e, data=replace(e.data, name=str(Path(e.data.name).resolve())))
     model, loader = setup.build(), setup.train_loader()
     needed = summarize(model, setup.dataset.shape).batch_bytes(e.train.batch_size, states=2)
     check_monitor(setup, model)
@@ -307,7 +309,8 @@ def named_checkpoint(folder: Path | str, name: str) -> Path | None:
     "The checkpoint that `last` or `best` names; None where there is none."
     pointer = Path(folder) / "checkpoints" / name
     path = pointer.with_name(pointer.read_text().strip()) if pointer.exists() else None
-    return path if path is not None and path.exists() else None
+    if path is not None and path.exists(): return path
+    return (checkpoint_files(folder) or [None])[-1] if name == "last" else None  # the one it named was deleted
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -401,9 +404,10 @@ class Inbox:
         self, file: EditFile, setup: Setup, loader: Loader,
         done: Sequence[Edited],  # logged by an earlier process
         step: int,  # where the run stands: earlier ones hold at once, later ones at their step
+        stop: Callable[[], bool],  # ends a pause
     ):
-        self.file, self.setup, self.loader, self.experiment = file, setup, loader, setup.experiment
-        again = [edit for edit in done if edit.setting not in CONTROLS and not edit.refused]
+        self.file, self.setup, self.loader, self.experiment, self.stop = file, setup, loader, setup.experiment, stop
+        again = sorted((edit for edit in done if edit.setting not in CONTROLS and not edit.refused), key=lambda edit: edit.step)
         self.past, self.planned = [e for e in again if e.step < step], [e for e in again if e.step >= step]
         for edit in again:
             if edit.at is not None: self.switch(edit.setting, edit.value, (edit.at[0], edit.at[1]))  # before anything is prefetched
@@ -438,7 +442,7 @@ class Inbox:
                 record = self.answer(run, line)
                 yield record
                 if not record.refused and record.setting in CONTROLS: paused = record.setting == "pause"
-            if not paused: return
+            if not paused or self.stop(): return
             time.sleep(0.05)
 
 # %% ../nbs/51_experiment.ipynb #5c6357e2
@@ -474,7 +478,7 @@ def is_done(folder: Path | str) -> bool:
     return run_state(folder) in ("finished", "early stop")
 
 # %% ../nbs/51_experiment.ipynb #6b9306eb
-def begin(folder: Path, setup: Setup) -> tuple[Run, Loader, Inbox, Log, list[EpochEnd]]:
+def begin(folder: Path, setup: Setup, stop: Callable[[], bool]) -> tuple[Run, Loader, Inbox, Log, list[EpochEnd]]:
     "A run at its last checkpoint, or at its beginning where it has none, with everything around it."
     e = setup.experiment
     loader, model = setup.train_loader(), setup.build()
@@ -487,7 +491,7 @@ def begin(folder: Path, setup: Setup) -> tuple[Run, Loader, Inbox, Log, list[Epo
         restore(run, state)
     kept = cut_log(folder, lines) if (folder / "log.jsonl").exists() else []
     done = [record for _, record in kept if isinstance(record, Edited)]
-    inbox = Inbox(EditFile(folder, len(done)), setup, loader, done, run.step)
+    inbox = Inbox(EditFile(folder, len(done)), setup, loader, done, run.step, stop)
     inbox.repeat(run, inbox.past)
     seconds = kept[lines - 1][0] if lines else 0.0
     return run, loader, inbox, Log(folder, len(kept), seconds), [record for _, record in kept if isinstance(record, EpochEnd)]
@@ -506,7 +510,7 @@ def train_run(
     with locked(folder), torch_threads(setup.experiment.threads):
         random_state, log = torch.get_rng_state(), None
         try:
-            run, loader, inbox, log, ends = begin(folder, setup)
+            run, loader, inbox, log, ends = begin(folder, setup, stop)
             yield from logged_training(folder, setup, run, loader, inbox, log, ends, stop)
         except UsageError as error:
             if log is not None: log.write(RunEnd(run.epoch, run.step, "failed", str(error)))

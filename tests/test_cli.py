@@ -78,6 +78,16 @@ def test_predict_from_the_artefact(folder_run, capsys, tmp_path):
     assert np.mean(right) > 0.8
 
 
+def test_a_run_goes_on_from_another_folder(tmp_path):
+    "The data's folder was given relative to where the run was started."
+    digit_folder(tmp_path / "data")
+    words = [sys.executable, "-m", "cnnbench", "run", "--data", "data", "--out", "run", *QUICK]
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
+    (tmp_path / "run" / "report.html").unlink()
+    told = subprocess.run([*words[:3], "resume", str(tmp_path / "run")], cwd="/", capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0 and (tmp_path / "run" / "report.html").exists(), told.stderr
+
+
 def test_compare_runs_replay(folder_run, capsys, tmp_path):
     _, out, _ = folder_run
     status, text = say(capsys, "replay", out, "--out", tmp_path / "again")

@@ -11,18 +11,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
+import psutil
 import pytest
 import torch
 
 from cnnbench import core
 from cnnbench.augment import AugmentConfig
-from cnnbench.config import replace_at, to_dict
+from cnnbench.config import replace_at
 from cnnbench.core import UsageError, read_json, write_json
 from cnnbench.data import DataConfig
 from cnnbench.experiment import (
-    EpochEnd, Experiment, StepEnd, checkpoint_files, create_run, first_difference, load_checkpoint, named_checkpoint, prepare, read_log, replay_run,
-    request_edit, resolve, run_state, train_run,
+    Edited, EpochEnd, Experiment, StepEnd, checkpoint_files, create_run, first_difference, load_checkpoint, log_line, named_checkpoint, prepare,
+    read_log, replay_run, request_edit, resolve, run_state, train_run,
 )
 from cnnbench.models import ModelConfig
 from cnnbench.train import Diverged, TrainConfig
@@ -123,6 +125,44 @@ def test_bad_edits_are_refused_and_logged(setup, tmp_path):
     assert run_state(folder) == "finished"
 
 
+def test_pause_and_resume(setup, whole, tmp_path):
+    "A pause changes nothing but the time; a stop ends it, as does an interrupt, and the run goes on from there."
+    folder, stop, seen = create_run(setup, tmp_path / "paused"), Event(), []
+    request_edit(folder, "pause")
+    training = train_run(folder, setup, stop=stop.is_set)
+    seen.append(next(training))
+    assert (seen[0].setting, seen[0].step) == ("pause", 0)
+    request_edit(folder, "resume")
+    seen.append(next(training))
+    assert seen[1].setting == "resume"
+    request_edit(folder, "pause")
+    for record in training:
+        if getattr(record, "setting", "") == "pause": stop.set()  # an interrupt, while it stands still
+        seen.append(record)
+    assert seen[-1].reason == "stopped" and seen[-1].step < setup.experiment.train.epochs * 10
+    for _ in train_run(folder, setup): pass
+    assert_same(whole, folder)
+
+
+def test_edits_are_made_in_the_order_of_their_steps(setup, tmp_path):
+    "An edit that a cut log keeps may stand before one of an earlier step: both are made, each at its step."
+    folder, late, early = create_run(setup, tmp_path / "mixed"), Edited(2, 25, "train.lr", 0.001), Edited(1, 12, "train.lr", 0.005)
+    (folder / "log.jsonl").write_text(log_line(0.0, late) + log_line(0.0, early))
+    rates = {record.step: record.lr for record in train_run(folder, setup) if isinstance(record, StepEnd)}
+    plain = {record.step: record.lr for record in train_run(create_run(setup, tmp_path / "plain"), setup) if isinstance(record, StepEnd)}
+    factors = [round(rates[step] / plain[step], 6) for step in (12, 13, 25, 26, 30)]
+    assert factors == [1, 0.5, 0.5, 0.1, 0.1]
+
+
+def test_more_memory_than_there_is(monkeypatch):
+    "Refused before anything is made, with a batch size that fits."
+    room = psutil.virtual_memory()._replace(total=20_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
+    with pytest.raises(UsageError, match=r"try --train.batch_size \d+") as told: resolve(prepare(replace_at(SMALL, "train.batch_size", 65536)))
+    fits = int(str(told.value).rpartition(" ")[2].rstrip("."))
+    resolve(prepare(replace_at(SMALL, "train.batch_size", fits)))
+
+
 def test_full_disk(setup, tmp_path, monkeypatch):
     "The older checkpoint stays whole, the run says what to do, and goes on when there is room."
     folder, real = create_run(setup, tmp_path / "full"), torch.save
@@ -141,21 +181,24 @@ def test_full_disk(setup, tmp_path, monkeypatch):
     assert run_state(folder) == "finished"
 
 
-def test_divergence_keeps_the_last_good_checkpoint(setup, tmp_path):
+@pytest.mark.parametrize("step", [15, 20])  # in an epoch, where the next loss tells; and at its end, where only the weights to be saved do
+def test_divergence_keeps_the_last_good_checkpoint(setup, tmp_path, step):
+    setup = replace(setup, experiment=replace_at(setup.experiment, "train.save_seconds", 1000))
     folder = create_run(setup, tmp_path / "wild")
     training = train_run(folder, setup)
     for record in training:
         if isinstance(record, EpochEnd): break
     training.close()
-    facts = read_json(folder / "experiment.json")
-    write_json(folder / "experiment.json", facts | {"experiment": to_dict(replace_at(setup.experiment, "train.l1", 1.0))})
-    good = named_checkpoint(folder, "last").read_bytes()
-    state = load_checkpoint(named_checkpoint(folder, "last"))
-    state["model"]["network.0.weight"].fill_(float("nan"))  # as a step that went wrong leaves it
-    torch.save(state, named_checkpoint(folder, "last"))
+    good = {path.name: path.read_bytes() for path in checkpoint_files(folder)}
+    training = train_run(folder, setup)
+    for record in training:
+        if isinstance(record, StepEnd) and record.step == step: break
+    held = training.gi_frame.f_locals["run"]
+    with torch.no_grad(): next(held.model.parameters()).fill_(float("nan"))
     with pytest.raises(Diverged, match="Likely causes: a learning rate"):
-        for _ in train_run(folder): pass
-    assert len(checkpoint_files(folder)) >= 1 and run_state(folder) == "failed" and good
+        for _ in training: pass
+    assert run_state(folder) == "failed" and good == {path.name: path.read_bytes() for path in checkpoint_files(folder)}
+    for path in checkpoint_files(folder): assert all(value.isfinite().all() for value in load_checkpoint(path)["model"].values())
 
 
 def test_newer_run_and_damaged_files(setup, whole, tmp_path):
@@ -167,8 +210,14 @@ def test_newer_run_and_damaged_files(setup, whole, tmp_path):
     write_json(folder / "experiment.json", facts | {"data": facts["data"] | {"fingerprint": "other"}})
     with pytest.raises(UsageError, match="not what this run was made with"): next(train_run(folder))
     write_json(folder / "experiment.json", facts)
-    named_checkpoint(folder, "last").write_bytes(b"half a file")
+    last = named_checkpoint(folder, "last")
+    last.write_bytes(b"half a file")
     with pytest.raises(UsageError, match="not readable as a checkpoint"): next(train_run(folder))
+    last.unlink()  # as the sentence says: an older one is used
+    first = next(record for record in train_run(folder, setup) if isinstance(record, StepEnd))
+    assert 1 < first.step == int(named_checkpoint(folder, "last").stem[5:]) + 1
+    for _ in train_run(folder, setup): pass
+    assert_same(whole, folder)
     (folder / "experiment.json").write_text("{")
     with pytest.raises(UsageError, match="not readable as JSON"): next(train_run(folder))
 
