@@ -310,7 +310,8 @@ def named_checkpoint(folder: Path | str, name: str) -> Path | None:
     pointer = Path(folder) / "checkpoints" / name
     path = pointer.with_name(pointer.read_text().strip()) if pointer.exists() else None
     if path is not None and path.exists(): return path
-    return (checkpoint_files(folder) or [None])[-1] if name == "last" else None  # the one it named was deleted
+    older = checkpoint_files(folder) if name == "last" else []  # the one that it named was deleted
+    return older[-1] if older else None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def data_section(setup: Setup) -> str:
     mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (setup.statistics.mean, setup.statistics.std))
     words = f"<p>Images of {'×'.join(map(str, dataset.shape))} (channel, height, width). Training pixels: mean {mean}, deviation {std}, of 255.</p>"
     skipped = "".join(f"<li>{escape(file)}: {escape(why)}</li>" for file, why in dataset.skipped[:50])
-    bad = f"<p>{len(dataset.skipped)} files were left out:</p><ul>{skipped}</ul>" if dataset.skipped else ""
+    bad = f"<p>Files left out, for they could not be read: {len(dataset.skipped)}</p><ul>{skipped}</ul>" if dataset.skipped else ""
     return f"{words}<img alt='training images' src='{data_uri(grid)}'>{html_table(('class', *parts), rows)}{bad}"
 
 
@@ -343,7 +343,7 @@ def describe_setup(setup: Setup, cost: Estimate) -> str:
     lines = [f"{dataset.name}: {sizes}, {shape}.", f"{e.model.name} in {e.train.precision}, {e.train.layout}, on {e.device}: {cost}."]
     if dataset.skipped:
         first = "; ".join(f"{file}: {why}" for file, why in dataset.skipped[:3])
-        lines.insert(1, f"{len(dataset.skipped)} files could not be read and are left out ({first}{'; …' if len(dataset.skipped) > 3 else ''}).")
+        lines.insert(1, f"Left out, for they could not be read: {len(dataset.skipped)} ({first}{'; …' if len(dataset.skipped) > 3 else ''}).")
     return "\n".join(lines)
 
 # %% ../nbs/87_pipeline.ipynb #c1dad197

@@ -61,7 +61,7 @@ def folder_run(tmp_path_factory):
 def test_folder_to_checked_export(folder_run):
     data, out, told = folder_run
     assert told.returncode == 0, told.stderr
-    assert "1 files could not be read" in told.stdout and "broken.png" in told.stdout
+    assert "could not be read: 1 (" in told.stdout and "broken.png" in told.stdout
     assert f"Open {out / 'report.html'}" in told.stdout and "epoch 4/4" in told.stderr and "images/s" in told.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == SUMMARY and summary["main_value"] > 0.8 and summary["onnx_max_abs_diff"] < 1e-3
