@@ -402,10 +402,9 @@ class Inbox:
     "The edits of a run: those to do again, then those that arrive in `edits.jsonl`. Called at every step boundary by `train`."
 
     def __init__(
-        self, file: EditFile, setup: Setup, loader: Loader,
+        self, file: EditFile, setup: Setup, loader: Loader, stop: Callable[[], bool],  # ends a pause
         done: Sequence[Edited],  # logged by an earlier process
         step: int,  # where the run stands: earlier ones hold at once, later ones at their step
-        stop: Callable[[], bool],  # ends a pause
     ):
         self.file, self.setup, self.loader, self.experiment, self.stop = file, setup, loader, setup.experiment, stop
         again = sorted((edit for edit in done if edit.setting not in CONTROLS and not edit.refused), key=lambda edit: edit.step)
@@ -492,7 +491,7 @@ def begin(folder: Path, setup: Setup, stop: Callable[[], bool]) -> tuple[Run, Lo
         restore(run, state)
     kept = cut_log(folder, lines) if (folder / "log.jsonl").exists() else []
     done = [record for _, record in kept if isinstance(record, Edited)]
-    inbox = Inbox(EditFile(folder, len(done)), setup, loader, done, run.step, stop)
+    inbox = Inbox(EditFile(folder, len(done)), setup, loader, stop, done, run.step)
     inbox.repeat(run, inbox.past)
     seconds = kept[lines - 1][0] if lines else 0.0
     return run, loader, inbox, Log(folder, len(kept), seconds), [record for _, record in kept if isinstance(record, EpochEnd)]
