@@ -40,21 +40,22 @@ from .config import check, choice, flag, part, span, text
 from .core import UsageError, cache_folder, did_you_mean, load_attribute, look_up, philox, read_json, replacing, write_json
 from .images import LARGEST, SUFFIXES, ImageHeader, decode_file, fit_image, list_images, pixels_of, plan_fit, read_header, to_pixels, why_unreadable
 from .shapes import SHAPES, draw_shapes, scene_kinds
+from .targets import Column, as_column
 
 # %% ../nbs/10_data.ipynb #5fdb9b17
 @dataclass(frozen=True, eq=False)
 class Batch:
     "What one training step takes."
 
-    images: torch.Tensor  # uint8 (batch, channel, height, width)
-    targets: torch.Tensor  # int64 (batch,), or float32 (batch, class) where labels were mixed
+    images: torch.Tensor  # uint8 (batch, channel, height, width); clips (batch, time, channel, height, width)
+    targets: Any  # int64 (batch,), float32 shares (batch, class), Boxes or Masks of tensors
     rows: torch.Tensor  # int64 (batch,): each item's row in the data set
     geometry: torch.Tensor | None = None  # float32 (batch, 3, 3): pixel of this image → pixel of the original file; None: they are the same
+    variation: Any = None  # what the loss does to real and to generated images alike, where the task leaves augmentation to the loss
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on `device`; images keep their memory layout."
-        def move(held: torch.Tensor) -> torch.Tensor: return held.to(device, non_blocking=True)
-        return Batch(move(self.images), move(self.targets), move(self.rows), None if self.geometry is None else move(self.geometry))
+        return Batch(*(None if held is None else held.to(device, non_blocking=True) for held in vars(self).values()))
 
     def __len__(self) -> int: return len(self.rows)
 
@@ -63,19 +64,19 @@ class ImageSource(Protocol):
     "Where a data set's pixels come from."
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: ...  # (rows, height, width, channel)
+    def shape(self) -> tuple[int, ...]: ...  # (rows, height, width, channel); of clips (rows, time, height, width, channel)
 
-    def read(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (n, height, width, channel), fresh: the caller may write to it
+    def read(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (n, [time,] height, width, channel), fresh: the caller may write to it
 
 
 class ArrayImages:
-    "Images in one uint8 array (row, height, width, channel), in memory or mapped from a file."
+    "Images in one uint8 array (row, height, width, channel), or clips (row, time, height, width, channel), in memory or mapped from a file."
 
     def __init__(self, array: np.ndarray):
-        if array.dtype != np.uint8 or array.ndim != 4:
+        if array.dtype != np.uint8 or array.ndim not in (4, 5):
             raise UsageError(f"Images are {array.dtype} with {array.ndim} axes: give uint8 (row, height, width, channel).")
         self.array = np.asarray(array)  # a plain view of a mapped file: indexing it costs less
-        self.shape: tuple[int, int, int, int] = array.shape  # type: ignore[assignment]
+        self.shape: tuple[int, ...] = array.shape
 
     def read(self, rows: np.ndarray) -> np.ndarray: return self.array[np.asarray(rows, np.int64)]
 
@@ -85,8 +86,8 @@ class LazyImages:
 
     def __init__(
         self,
-        shape: tuple[int, int, int, int],  # (rows, height, width, channel)
-        image_at: Callable[[int], np.ndarray],  # row → uint8 (height, width, channel)
+        shape: tuple[int, ...],  # (rows, [time,] height, width, channel)
+        image_at: Callable[[int], np.ndarray],  # row → uint8 ([time,] height, width, channel)
         threads: int = 0,  # 0: one for each core
     ):
         self.shape, self.image_at = shape, image_at
@@ -101,11 +102,11 @@ class LazyImages:
 # %% ../nbs/10_data.ipynb #cc5c5d45
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    "Images with one label each, and what is known of every row."
+    "Images or clips with their targets, and what is known of every row."
 
     name: str
     images: ImageSource
-    targets: np.ndarray  # int64 (row,)
+    targets: Any  # int64 (row,); several classes an image: uint8 (row, class) of zeros and ones; else a BoxColumn or MaskColumn
     classes: tuple[str, ...]
     files: tuple[str, ...] = ()  # each row's path below `root`; empty where rows are only numbered
     parts: np.ndarray | None = None  # uint8 (row,): TRAIN, VAL, TEST as the data set itself says, or OPEN; None: all open
@@ -114,6 +115,7 @@ class Dataset:
     depth: int = 16  # bits of the range that 16-bit files are scaled down from, one rule for the whole set
     fit: str = "crop"  # how originals are brought to the working size
     root: str = ""
+    note: str = ""  # how it was understood: which format, and why
 
     def __post_init__(self):
         rows = self.images.shape[0]
@@ -121,16 +123,23 @@ class Dataset:
             if held is not None and len(held) not in ((rows, 0) if name == "files" else (rows,)):
                 raise UsageError(f"Data set {self.name}: {rows} images, but {len(held)} {name}.")
         if rows == 0: raise UsageError(f"Data set {self.name} holds no images.")
-        if not np.issubdtype(self.targets.dtype, np.integer) or self.targets.min() < 0 or self.targets.max() >= len(self.classes):
-            raise UsageError(f"Data set {self.name}: labels must be whole numbers from 0 to {len(self.classes) - 1}, one for each class.")
+        if not isinstance(self.targets, np.ndarray): return
+        top = len(self.classes) - 1 if self.targets.ndim == 1 else 1
+        if not np.issubdtype(self.targets.dtype, np.integer) or self.targets.min() < 0 or self.targets.max() > top:
+            raise UsageError(f"Data set {self.name}: labels must be whole numbers from 0 to {top}, one for each class.")
 
     def __len__(self) -> int: return self.images.shape[0]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        "(channel, height, width) of every image."
-        _, height, width, channel = self.images.shape
-        return channel, height, width
+    def shape(self) -> tuple[int, ...]:
+        "(channel, height, width) of every image; of every clip (time, channel, height, width)."
+        *time, height, width, channel = self.images.shape[1:]
+        return *time, channel, height, width
+
+    @property
+    def column(self) -> Column:
+        "The targets as a column, whatever they are."
+        return as_column(self.targets, len(self.classes))
 
 
 TRAIN, VAL, TEST, OPEN = 0, 1, 2, 255
@@ -150,7 +159,7 @@ class ShapesConfig:
 class DataConfig:
     "Which images, and how they are brought to one size."
 
-    name: str = text("digits", help="a data set's name, a folder with a sub-folder for each class, or your own module:function")
+    name: str = text("digits", help="a data set's name, a folder or file of images and annotations, or your own module:function")
     size: int = span(0, 8, 4096, unit="px", off=0, help="working height and width; 0: the images' own where they are alike, else a fitting one")
     fit: str = choice("crop", ("crop", "pad", "stretch"), help="how an image of another shape becomes square")
     channels: str = choice("auto", ("auto", "grey", "colour"), help="auto: grey where every image is grey")
@@ -162,6 +171,11 @@ class DataConfig:
     largest: float = span(LARGEST, 0.01, 178, unit="megapixels", help="an image with more pixels is refused before it is decoded")
     root: str = text("", help="where torchvision's data sets lie; empty: torchvision in the cache folder")
     download: bool = flag(True, help="download a named data set that is not there")
+    format: str = text("auto", help="how a folder is to be read: auto, coco, voc, yolo, csv, masks, folders, clips, or your own module:function")
+    skip_bad: bool = flag(False, help="leave out annotations that cannot be right, counted and listed; else the first one is an error")
+    frames: int = span(8, 1, 256, help="frames of a clip")
+    stride: int = span(1, 1, 64, unit="frames", help="dense sampling: from one frame taken to the next")
+    sampling: str = choice("uniform", ("uniform", "dense"), help="frames from all over a clip, or a stretch of it")
     shapes: ShapesConfig = part(ShapesConfig, help="the drawn data set")
 
     def __post_init__(self):
@@ -547,6 +561,7 @@ DATASETS = MappingProxyType({
 
 def check_classes(dataset: Dataset) -> None:
     "Raises UsageError for a data set with one class only, or with a class that is to be recognised but never shown."
+    if not isinstance(dataset.targets, np.ndarray) or dataset.targets.ndim > 1: return
     if len(dataset.classes) < 2:
         raise UsageError(f"Data set {dataset.name} has one class only, {dataset.classes[0]}: there is nothing to tell apart. Add a second.")
     if dataset.parts is None: return
@@ -611,18 +626,21 @@ def split_dataset(
     test: float = 0.2,  # share of the rows, where it brings no test part
     seed: int = 0,
 ) -> Split:
-    "Rows for training, validation and test, each class in proportion. Raises UsageError for a class with too few images."
+    "Rows for training, validation and test, each class in proportion (an image goes by its rarest). Raises UsageError for a class with too few."
     if val + test >= 1: raise UsageError(f"Shares of {val:g} for validation and {test:g} for testing leave nothing to train on.")
     places = np.full(len(dataset), OPEN, np.uint8) if dataset.parts is None else dataset.parts.copy()
     if (places == VAL).any(): val = 0
     if (places == TEST).any(): test = 0
-    for target, name in enumerate(dataset.classes):
-        rows = np.flatnonzero((dataset.targets == target) & (places != VAL) & (places != TEST))
-        if len(rows) == 1 and test:
-            raise UsageError(f"Class {name} has one image only: it needs two, to train and to test. Add some, or leave the class out.")
+    strata, single = dataset.column.strata(), isinstance(dataset.targets, np.ndarray) and dataset.targets.ndim == 1
+    for target in np.unique(strata).tolist():
+        rows = np.flatnonzero((strata == target) & (places != VAL) & (places != TEST))
+        if len(rows) == 1 and test and single:
+            raise UsageError(
+                f"Class {dataset.classes[target]} has one image only: it needs two, to train and to test. Add some, or leave the class out."
+            )
         if len(rows) == 0: continue
         if dataset.files: places[rows] = place_by_file([dataset.files[row] for row in rows], val, test, seed)
-        else: places[rows] = place_by_rank(len(rows), val, test, philox(seed, "split", target))
+        else: places[rows] = place_by_rank(len(rows), val, test, philox(seed, "split", target % (len(dataset.classes) + 1)))
     return Split(*(np.flatnonzero(places == place) for place in (TRAIN, VAL, TEST)))
 
 # %% ../nbs/10_data.ipynb #9a9aa5d0
@@ -646,9 +664,9 @@ def pixel_statistics(
     rows = np.asarray(rows, np.int64)
     if len(rows) == 0: raise UsageError(f"Data set {dataset.name}: no training rows to take pixel statistics from.")
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
-    channels, height, width = dataset.shape
+    (*time, channels, height, width) = dataset.shape
     counts = np.zeros((channels, 256))
-    step = max(1, CHUNK // (height * width))
+    step = max(1, CHUNK // (height * width * int(np.prod(time))))
     for start in range(0, len(rows), step):
         pixels = dataset.images.read(rows[start : start + step]).reshape(-1, width, channels)
         for channel in range(channels): counts[channel] += cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel()
@@ -667,7 +685,7 @@ def fingerprint(
         except OSError: return -1
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), 1000)).astype(np.int64)
     sizes = [(file, size_of(file)) for file in dataset.files]
-    return digest_of(dataset.targets, dataset.classes, sizes, dataset.parts, dataset.shape, dataset.images.read(rows))
+    return digest_of(*dataset.column.parts(), dataset.classes, sizes, dataset.parts, dataset.shape, dataset.images.read(rows))
 
 # %% ../nbs/10_data.ipynb #7cfa4f36
 Make = Callable[[np.ndarray, int], Batch]  # (rows, epoch) → batch
@@ -676,9 +694,9 @@ Make = Callable[[np.ndarray, int], Batch]  # (rows, epoch) → batch
 def plain_batch(dataset: Dataset) -> Make:
     "A `make` that reads rows as they are."
     def make(rows: np.ndarray, epoch: int) -> Batch:
-        images = torch.from_numpy(dataset.images.read(rows)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(dataset.images.read(rows)).movedim(-1, -3)
         geometry = None if dataset.geometry is None else torch.from_numpy(dataset.geometry[rows])
-        return Batch(images, torch.from_numpy(dataset.targets[rows]), torch.from_numpy(rows), geometry)
+        return Batch(images, dataset.column.take(rows).tensors(), torch.from_numpy(rows), geometry)
     return make
 
 
