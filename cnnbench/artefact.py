@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'FACTS', 'WEIGHTS', 'LARGEST_FACTS', 'Preprocessing', 'ArtefactInfo', 'build', 'own_blocks', 'check_own',
            'file_sum', 'seal_of', 'write_facts', 'read_facts', 'check_name', 'check_files', 'put_file', 'older',
            'replacing_folder', 'network_shapes', 'check_shapes', 'check_statistics', 'save_artefact', 'Prediction',
-           'list_inputs', 'try_read', 'predicted', 'best_classes', 'Artefact', 'read_weights', 'read_info',
-           'load_artefact', 'printable', 'predictions_table', 'write_predictions_csv']
+           'list_inputs', 'try_read', 'Artefact', 'read_weights', 'read_info', 'load_artefact', 'printable',
+           'predictions_table', 'write_predictions_csv']
 
 # %% ../nbs/80_artefact.ipynb #99f1b041
 import csv
@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -37,29 +37,42 @@ from torch import nn
 
 from .config import check, choice, from_dict, span, to_dict
 from .core import UsageError, load_attribute, pick_device, read_json, replacing, text_table, write_json
+from .frames import Sampling, list_clips, read_clip, sample_frames
 from .images import fit_image, list_images, read_image, to_pixels
-from .models import GIVEN, MODELS, Block, ModelConfig, build_model, parse_spec
-from .tasks import Task, TaskConfig, make_task
+from .models import GIVEN, MODELS, Block, ModelConfig, parse_spec
+from .tasks import Answer, Place, Task, TaskConfig, make_task
 
 # %% ../nbs/80_artefact.ipynb #0fd3b147
 @dataclass(frozen=True)
 class Preprocessing:
     "How a picture becomes the model's input."
 
-    shape: tuple[int, ...]  # (channel, height, width)
+    shape: tuple[int, ...]  # (channel, height, width); of clips (time, channel, height, width)
     mean: tuple[float, ...]  # of each channel, 0 to 255; the model's first layer takes it off
     std: tuple[float, ...]  # of each channel, 0 to 255; the model's first layer divides by it
     fit: str = choice("crop", ("crop", "pad", "stretch"), help="how an image of another shape is brought to size")
     depth: int = span(16, 8, 16, unit="bits", help="range that 16-bit files are scaled down from")
+    stride: int = span(1, 1, 64, unit="frames", help="dense sampling of clips: from one frame taken to the next")
+    sampling: str = choice("uniform", ("uniform", "dense"), help="frames from all over a clip, or a stretch of it")
 
     def __post_init__(self):
         check(self)
-        if len(self.shape) != 3 or not all(0 < side <= 2**16 for side in self.shape):
+        if len(self.shape) not in (3, 4) or not all(0 < side <= 2**16 for side in self.shape):
             raise UsageError(f"Preprocessing.shape is {self.shape}: it must be (channel, height, width), each from 1 to 65,536.")
-        if {len(self.mean), len(self.std)} != {self.shape[0]}: raise UsageError(f"Preprocessing needs {self.shape[0]} means and deviations.")
+        if {len(self.mean), len(self.std)} != {self.shape[-3]}: raise UsageError(f"Preprocessing needs {self.shape[-3]} means and deviations.")
+
+    @property
+    def clips(self) -> bool:
+        "Whether clips go in, not images."
+        return len(self.shape) == 4
 
     def read(self, image: Path | str | np.ndarray) -> np.ndarray:
-        "uint8 (height, width, channel) at the model's size. Raises UsageError, with the reason, for what is no image."
+        "uint8 ([time,] height, width, channel) at the model's size. Raises UsageError, with the reason, for what is no image or clip."
+        return self.read_placed(image)[0]
+
+    def read_placed(self, image: Path | str | np.ndarray) -> tuple[np.ndarray, Place]:
+        "The same, and where it lies in the original."
+        if self.clips: return self.read_frames(image), Place(np.eye(3), (self.shape[2], self.shape[3]))
         channels, *size = self.shape
         if not isinstance(image, np.ndarray): pixels = read_image(image, channels, self.depth)
         else:
@@ -70,7 +83,18 @@ class Preprocessing:
                 if pixels.shape[2] > 4 or channels not in (1, 3):
                     raise UsageError(f"This image has {pixels.shape[2]} channels: the model takes {channels}.")
                 pixels = to_pixels(pixels, channels, self.depth)
-        return fit_image(pixels, (size[0], size[1]), self.fit)[0]
+        made, matrix = fit_image(pixels, (size[0], size[1]), self.fit)
+        return made, Place(np.asarray(matrix, np.float64), (pixels.shape[0], pixels.shape[1]))
+
+    def read_frames(self, clip: Path | str | np.ndarray) -> np.ndarray:
+        "uint8 (time, height, width, channel) of a clip."
+        time, channels, *size = self.shape
+        sampling = Sampling(time, self.stride, self.sampling)
+        if not isinstance(clip, np.ndarray): return read_clip(clip, sampling, size=(size[0], size[1]), fit=self.fit, channels=channels)
+        if clip.ndim != 4 or clip.dtype != np.uint8 or 0 in clip.shape:
+            raise UsageError(f"This clip is {clip.dtype} {clip.shape}: give uint8 (time, height, width, channel).")
+        frames = clip[sample_frames(len(clip), sampling)]
+        return np.stack([fit_image(to_pixels(frame, channels), (size[0], size[1]), self.fit)[0] for frame in frames])
 
 # %% ../nbs/80_artefact.ipynb #cbf8341b
 @dataclass(frozen=True)
@@ -91,10 +115,10 @@ class ArtefactInfo:
                 raise UsageError(f"The metric {name} is {value!r}: an artefact holds finite numbers only.")
 
 
-def build(info: ArtefactInfo, outputs: int) -> nn.Module:
+def build(info: ArtefactInfo) -> nn.Module:
     "The network that `info` describes, with weights of no meaning."
     held = info.preprocessing
-    return build_model(info.model, held.shape, outputs, held.mean, held.std)  # type: ignore[arg-type]
+    return make_task(info.task, info.classes).build(replace(info.model, weights=""), held.shape, held.mean, held.std)
 
 # %% ../nbs/80_artefact.ipynb #18ed400c
 def own_blocks(blocks: Sequence[Block]) -> Iterator[str]:
@@ -213,25 +237,25 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         if not folder.exists() and older(folder).exists(): os.rename(older(folder), folder)
 
 # %% ../nbs/80_artefact.ipynb #45f5fa90
-def network_shapes(info: ArtefactInfo, outputs: int) -> dict[str, tuple[int, ...]]:
+def network_shapes(info: ArtefactInfo) -> dict[str, tuple[int, ...]]:
     "The shapes of the weights of the network of `info`, found without allocating any; none where it needs numbers to be built."
     try:
-        with torch.device("meta"): return {name: tuple(value.shape) for name, value in build(info, outputs).state_dict().items()}
+        with torch.device("meta"): return {name: tuple(value.shape) for name, value in build(info).state_dict().items()}
     except UsageError: raise
     except Exception as error:
         if info.model.name not in MODELS: return {}  # torchvision's regnet, or code of one's own: it is built in earnest
         raise UsageError(f"The network {info.model.name} cannot be built for {info.preprocessing.shape}: {error}.") from error
 
 
-def check_shapes(info: ArtefactInfo, outputs: int, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(info: ArtefactInfo, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     "Raises UsageError where weights of `shapes` do not fit the network of `info`."
     def words(shape: tuple[int, ...]) -> str: return "x".join(map(str, shape)) or "one number"
-    wanted = network_shapes(info, outputs)
+    wanted = network_shapes(info)
     wrong = [f"{name} is missing" for name in wanted if name not in shapes]
     apart = [(name, shape) for name, shape in wanted.items() if shapes.get(name, shape) != shape]
     wrong += [f"{name} is {words(shapes[name])}, but the network has {words(shape)}" for name, shape in apart]
     wrong += [f"{name} is not part of the network" for name in shapes if wanted and name not in wanted]
-    if wrong: raise UsageError(f"The weights{where} do not fit {info.model.name} with {outputs} outputs: {wrong[0]}.")
+    if wrong: raise UsageError(f"The weights{where} do not fit {info.model.name} for {len(info.classes)} classes: {wrong[0]}.")
 
 
 def check_statistics(info: ArtefactInfo, state: Mapping[str, torch.Tensor], where: str) -> None:
@@ -244,13 +268,13 @@ def check_statistics(info: ArtefactInfo, state: Mapping[str, torch.Tensor], wher
 # %% ../nbs/80_artefact.ipynb #9af99ef7
 def save_artefact(
     folder: Path | str,  # becomes the artefact; an older one there is replaced
-    model: nn.Module,  # as `build_model` made it: `normalize`, then `network`
+    model: nn.Module,  # as the task built it, with its `normalize`
     info: ArtefactInfo,
 ) -> Path:
     "The folder, written whole or not at all. Raises UsageError where model and `info` do not fit, or the disk is full."
-    folder, outputs = Path(folder).resolve(), make_task(info.task, info.classes).outputs
+    folder = Path(folder).resolve()
     state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
-    check_shapes(info, outputs, {name: tuple(value.shape) for name, value in state.items()}, "")
+    check_shapes(info, {name: tuple(value.shape) for name, value in state.items()}, "")
     check_statistics(info, state, "")
     with replacing_folder(folder) as aside:
         with replacing(aside / WEIGHTS) as path: path.write_bytes(save(state))
@@ -260,59 +284,46 @@ def save_artefact(
             "cnnbench": metadata.version("cnnbench"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **to_dict(info),
-            "outputs": outputs,
             "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in libraries},
             "files": {WEIGHTS: file_sum(aside / WEIGHTS)},
         })
     return folder
 
 # %% ../nbs/80_artefact.ipynb #9d7da263
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    "What a model says of one image, or why it cannot."
+    "What a model says of one image or clip, or why it cannot."
 
     file: str  # its path; `image 3` for an array
-    label: str = ""  # the likeliest class
-    probability: float = 0.0
-    top: tuple[tuple[str, float], ...] = ()  # (class, probability) of the likeliest, best first
+    answer: Answer | None = None  # the task's: classes, boxes, a mask
     error: str = ""  # why it could not be read
 
 
 def list_inputs(
     inputs: Any,  # a path, an array, or several: files, folders, arrays
+    clips: bool = False,  # clips are wanted: a folder may be one of frames
 ) -> list[tuple[str, Path | np.ndarray]]:
-    "Each image's name and where it is. Raises UsageError where there is none."
-    one = inputs.ndim < 3 or inputs.ndim == 3 and inputs.shape[2] <= 4 if isinstance(inputs, np.ndarray) else isinstance(inputs, (str, Path))
+    "Each image's or clip's name and where it is. Raises UsageError where there is none."
+    one, kind = isinstance(inputs, (str, Path)), "clip" if clips else "image"
+    if isinstance(inputs, np.ndarray): one = inputs.ndim == 4 if clips else inputs.ndim < 3 or inputs.ndim == 3 and inputs.shape[2] <= 4
     if one: inputs = [inputs]
     found: list[tuple[str, Path | np.ndarray]] = []
     for number, item in enumerate(inputs):
-        if isinstance(item, np.ndarray): found.append((f"image {number}", item))
+        if isinstance(item, np.ndarray): found.append((f"{kind} {number}", item))
         elif not isinstance(item, (str, Path)): raise UsageError(f"Input {number} is {type(item).__name__}: give a file, a folder or a uint8 array.")
-        elif Path(item).is_dir():
-            inside = [Path(item) / name for name in list_images(Path(item))]
-            if not inside: raise UsageError(f"There are no images in {item}.")
+        elif Path(item).is_dir() and not (clips and list_images(Path(item))):
+            inside = [Path(item) / name for name in (list_clips if clips else list_images)(Path(item))]
+            if not inside: raise UsageError(f"There are no {kind}s in {item}.")
             found += [(str(path), path) for path in inside]
         else: found.append((str(item), Path(item)))
-    if not found: raise UsageError("There is nothing to predict: name image files or folders.")
+    if not found: raise UsageError(f"There is nothing to predict: name {kind} files or folders.")
     return found
 
 
-def try_read(preprocessing: Preprocessing, image: Path | np.ndarray) -> np.ndarray | str:
-    "The image's pixels, or the reason why there are none."
-    try: return preprocessing.read(image)
+def try_read(preprocessing: Preprocessing, image: Path | np.ndarray) -> tuple[np.ndarray, Place] | str:
+    "The image's pixels and its place in the original, or the reason why there are none."
+    try: return preprocessing.read_placed(image)
     except UsageError as error: return str(error.__cause__ if isinstance(error.__cause__, UsageError) else error)
-
-
-def predicted(name: str, top: tuple[tuple[str, float], ...]) -> Prediction:
-    "The row of an image that could be read."
-    return Prediction(name, *top[0], top)
-
-
-def best_classes(probabilities: torch.Tensor, classes: Sequence[str], count: int) -> list[tuple[tuple[str, float], ...]]:
-    "For each row of probabilities (image, class) the `count` likeliest classes, best first."
-    values, places = probabilities.topk(min(count, len(classes)), dim=1)
-    pairs = zip(places.tolist(), values.tolist(), strict=True)
-    return [tuple(zip([classes[place] for place in row], chances, strict=True)) for row, chances in pairs]
 
 # %% ../nbs/80_artefact.ipynb #301e5834
 @dataclass(frozen=True, eq=False)
@@ -335,35 +346,47 @@ class Artefact:
     def metrics(self) -> dict[str, float]: return self.info.metrics
 
     def preprocess(self, images: Any) -> torch.Tensor:
-        "uint8 (image, channel, height, width) of paths or arrays. Raises UsageError for the first that cannot be read."
-        return torch.from_numpy(np.stack([self.preprocessing.read(image) for _, image in list_inputs(images)])).permute(0, 3, 1, 2)
+        "uint8 (image, [time,] channel, height, width) of paths or arrays. Raises UsageError for the first that cannot be read."
+        named = list_inputs(images, self.preprocessing.clips)
+        return torch.from_numpy(np.stack([self.preprocessing.read(image) for _, image in named])).movedim(-1, -3)
 
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        "What the outputs for uint8 (image, channel, height, width) mean to the task: probabilities (image, class), on the CPU."
-        with torch.inference_mode(): return self.task.decode(self.model(images.to(self.device))).cpu()
+    def run(self, *inputs: torch.Tensor) -> list[np.ndarray]:
+        "What the deployed model makes of its inputs, uint8 images for most tasks: decoded arrays, named by `task.output_names`."
+        with torch.inference_mode(): made = self.task.deployed(self.model)(*(held.to(self.device) for held in inputs))
+        return [held.cpu().numpy() for held in (made if isinstance(made, (tuple, list)) else (made,))]
 
-    def predict(self, inputs: Any, batch_size: int = 64, top: int = 3, threads: int = 2) -> list[Prediction]:
-        "One prediction for each file, each image in a folder, each array (uint8: one image, or a stack), in their order."
-        named, rows = list_inputs(inputs), []
+    def predict(self, inputs: Any, batch_size: int = 64, threads: int = 2) -> list[Prediction]:
+        "One prediction for each file, each one in a folder, each array (uint8), in their order. Raises UsageError for a model that takes no images."
+        if self.task.input_names != ("images",):
+            raise UsageError(f"This model takes {' and '.join(self.task.input_names)}, no images: it makes them, see `sample`.")
+        named, rows = list_inputs(inputs, self.preprocessing.clips), []
         with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
             for start in range(0, len(named), batch_size):
                 chunk = named[start : start + batch_size]
                 read = list(pool.map(partial(try_read, self.preprocessing), [image for _, image in chunk]))
-                good = [image for image in read if not isinstance(image, str)]
-                stack = torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2) if good else None
-                best = iter([] if stack is None else best_classes(self.probabilities(stack), self.classes, top))
-                rows += [
-                    Prediction(name, error=image) if isinstance(image, str) else predicted(name, next(best))
-                    for (name, _), image in zip(chunk, read, strict=True)
-                ]
+                answers = self.answer([found for found in read if not isinstance(found, str)])
+                for (name, _), found in zip(chunk, read, strict=True):
+                    rows.append(Prediction(name, error=found) if isinstance(found, str) else Prediction(name, next(answers)))
         return rows
 
+    def answer(self, read: Sequence[tuple[np.ndarray, Place]]) -> Iterator[Answer]:
+        "The task's answer to each image that could be read."
+        if not read: return iter(())
+        stack = torch.from_numpy(np.stack([pixels for pixels, _ in read])).movedim(-1, -3)
+        return iter(self.task.answers(self.run(*self.task.inputs(stack)), [place for _, place in read]))
+
+    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+        "uint8 (image, height, width, channel) that a generator makes up. Raises UsageError for a model of another kind."
+        if self.task.output_names != ("images",): raise UsageError(f"This model makes no images, but {' and '.join(self.task.output_names)}.")
+        task = make_task(self.info.task, self.classes, seed)
+        return self.run(*task.inputs(torch.zeros(count, *self.preprocessing.shape, dtype=torch.uint8)))[0].transpose(0, 2, 3, 1)
+
 # %% ../nbs/80_artefact.ipynb #4b555c40
-def read_weights(path: Path, info: ArtefactInfo, outputs: int) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, info: ArtefactInfo) -> dict[str, torch.Tensor]:
     "The tensors of a safetensors file. Raises UsageError for a damaged file, and for weights that do not fit the network."
     try:
         with safe_open(path, "pt") as file: shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        check_shapes(info, outputs, shapes, f" in {path}")
+        check_shapes(info, shapes, f" in {path}")
         state = load_file(path)
     except SafetensorError as error: raise UsageError(f"{path} does not hold weights: {error}.") from error
     check_statistics(info, state, f" in {path}")
@@ -391,11 +414,9 @@ def load_artefact(
     info = read_info(folder, facts)
     check_own(info, own)
     task = make_task(info.task, info.classes)
-    if facts.get("outputs") != task.outputs:
-        raise UsageError(f"{folder / FACTS}: {facts.get('outputs')} outputs do not fit {len(info.classes)} classes.")
-    state, place = read_weights(folder / WEIGHTS, info, task.outputs), pick_device(device)
+    state, place = read_weights(folder / WEIGHTS, info), pick_device(device)
     try:
-        model = build(info, task.outputs)
+        model = build(info)
         model.load_state_dict(state)
     except UsageError: raise
     except Exception as error:
@@ -411,21 +432,18 @@ def printable(text: str) -> str:
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> str:
-    "A text table: file, class, probability, and the next likeliest, or the reason why there is none."
-    def row(one: Prediction) -> tuple[str, str, str, str]:
-        if one.error: return printable(one.file), "–", "–", printable(one.error)
-        others = ", ".join(f"{printable(name)} {chance:.1%}" for name, chance in one.top[1:])
-        return printable(one.file), printable(one.label), f"{one.probability:.1%}", others
-    return text_table(("file", "class", "probability", "else"), [row(one) for one in predictions])
+    "A text table: file, and what is on it or the reason why it could not be read."
+    rows = [(printable(one.file), printable(one.answer.words() if one.answer is not None else one.error)) for one in predictions]
+    return text_table(("file", "prediction"), rows)
 
 
 def write_predictions_csv(path: Path | str, predictions: Sequence[Prediction]) -> None:
-    "Write predictions as CSV, whole or not at all: file, label, probability, label_2, probability_2, …, error."
-    most = max([1, *(len(one.top) for one in predictions)])
-    heading = ["file", "label", "probability", *(f"{name}_{place}" for place in range(2, most + 1) for name in ("label", "probability")), "error"]
+    "Write predictions as CSV, whole or not at all: file, what the task tells of an image (a row for each object), error."
+    def records(one: Prediction) -> list[dict[str, Any]]:  # an image with nothing on it has a row all the same
+        return [{"error": one.error}] if one.answer is None else one.answer.records() or [{}]
+    rows = [{"file": one.file} | record for one in predictions for record in records(one)]
+    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "error"]
     with replacing(path) as aside, open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(heading)
-        for one in predictions:
-            cells = [value for name, chance in one.top for value in (name, round(chance, 6))]
-            writer.writerow([one.file, *cells, *[""] * (2 * most - len(cells)), one.error])
+        writer = csv.DictWriter(file, [*columns, "error"], restval="", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writeheader()
+        writer.writerows(rows)

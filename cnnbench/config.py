@@ -214,8 +214,11 @@ def parse_flags(
     return from_dict(type(default), values)  # type: ignore[arg-type]
 
 
-def to_flags(config: Any) -> str:
-    "The flags that make `config` from its class's defaults, quoted for a shell."
-    plain = type(config)()
+def to_flags(
+    config: Any,
+    base: Any = None,  # what the flags start from; the class's defaults where None
+) -> str:
+    "The flags that make `config` from `base`, quoted for a shell."
+    plain = type(config)() if base is None else base
     def words(value: Any) -> str: return shlex.join(map(str, value if isinstance(value, tuple) else (value,)))
     return " ".join(f"--{path} {words(value)}" for path, (_, value) in difference(plain, config).items())

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['POOLING', 'EXPLAINERS', 'plain_module', 'explanation_copy', 'last_conv', 'ExplainConfig', 'baseline', 'saliency',
            'integrated_gradients', 'grad_cam', 'occlusion', 'Attribution', 'class_logits', 'check_targets', 'explain',
-           'find_layer', 'completeness_gap', 'randomised_copy', 'sanity_check', 'to_pixels', 'explanation_grid']
+           'find_layer', 'completeness_gap', 'randomised_copy', 'sanity_check', 'to_pixels', 'side_by_side',
+           'explanation_grid']
 
 # %% ../nbs/71_explain.ipynb #db134dc7
 import copy
@@ -68,7 +69,7 @@ POOLING = (
 
 def last_conv(
     model: nn.Module,
-    images: torch.Tensor,  # one image is enough; uint8 or float, (batch, channel, height, width)
+    images: torch.Tensor,  # one image or clip is enough; uint8 or float, (batch, [time,] channel, height, width)
 ) -> str:
     "The name of the last module whose output is a map of features, larger than one pixel. Raises UsageError where there is none."
     made: list[tuple[str, torch.Tensor]] = []  # (module, map), in the order of the computation
@@ -78,9 +79,9 @@ def last_conv(
     def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if not isinstance(output, torch.Tensor) or output.ndim != 4: return
+            if not isinstance(output, torch.Tensor) or output.ndim not in (4, 5): return
             if isinstance(module, POOLING): passed.append(output)
-            elif (made or isinstance(module, nn.Conv2d)) and min(output.shape[2:]) > 1:  # the first map is a convolution's
+            elif (made or isinstance(module, (nn.Conv2d, nn.Conv3d))) and min(output.shape[-2:]) > 1:  # the first map is a convolution's
                 if not any(output is other for other in passed): made.append((name, output))
         return hook
 
@@ -118,56 +119,59 @@ class ExplainConfig:
 
 def baseline(
     model: nn.Module,
-    images: torch.Tensor,  # (batch, channel, height, width)
+    images: torch.Tensor,  # (batch, [time,] channel, height, width)
 ) -> torch.Tensor:
-    "A picture that says nothing, (1, channel, height, width): the training mean that `model.normalize` holds, else mid-grey."
-    mean = getattr(getattr(model, "normalize", None), "mean", None)
-    if not isinstance(mean, torch.Tensor) or mean.numel() != images.shape[1]: return torch.full_like(images[:1], 127.5)
-    return mean.detach().to(images).view(1, -1, 1, 1).expand_as(images[:1]).contiguous()
+    "A picture that says nothing, (1, [time,] channel, height, width): the training mean that the model normalises by, else mid-grey."
+    means = [getattr(module, "mean", None) for name, module in model.named_modules() if name.rpartition(".")[2] == "normalize"]
+    mean = means[0] if means else None
+    if not isinstance(mean, torch.Tensor) or mean.numel() != images.shape[-3]: return torch.full_like(images[:1], 127.5)
+    return mean.detach().to(images).view(-1, 1, 1).expand_as(images[:1]).contiguous()
 
 
 def saliency(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, config: ExplainConfig) -> torch.Tensor:
-    "The size of the gradient, largest over the channels, (batch, height, width)."
+    "The size of the gradient, largest over the channels, (batch, [time,] height, width)."
     from captum.attr import Saliency
 
-    return Saliency(model).attribute(images, targets).amax(1)
+    return Saliency(model).attribute(images, targets).amax(-3)
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, config: ExplainConfig) -> torch.Tensor:
-    "Integrated gradients from the training mean, summed over the channels, (batch, height, width); negative: against the class."
+    "Integrated gradients from the training mean, summed over the channels, (batch, [time,] height, width); negative: against the class."
     from captum.attr import IntegratedGradients
 
     found = IntegratedGradients(model).attribute(images, baseline(model, images), targets, n_steps=config.steps, internal_batch_size=config.batch)
-    return found.sum(1)
+    return found.sum(-3)
 
 # %% ../nbs/71_explain.ipynb #d6f02b1a
 def grad_cam(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, config: ExplainConfig) -> torch.Tensor:
-    "Grad-CAM of `config.layer`, enlarged to the images, (batch, height, width); never negative."
+    "Grad-CAM of `config.layer`, enlarged to the images, (batch, [time,] height, width); never negative."
     from captum.attr import LayerGradCam
 
     layer = model.get_submodule(config.layer or last_conv(model, images))
     found = LayerGradCam(model, layer).attribute(images, targets, relu_attributions=True)
-    if found.ndim != 4: raise UsageError(f"Grad-CAM needs a layer that gives maps (batch, channel, height, width); {config.layer} does not.")
-    return F.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    if found.ndim not in (4, 5): raise UsageError(f"Grad-CAM needs a layer that gives maps (batch, channel, height, width); {config.layer} does not.")
+    if images.ndim == 4: return F.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    if found.ndim == 4: found = found.reshape(len(images), 1, -1, *found.shape[2:])  # maps of single frames, or one of the whole clip
+    return F.interpolate(found, (images.shape[1], *images.shape[3:]), mode="trilinear", align_corners=False)[:, 0]
 
 
 def occlusion(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, config: ExplainConfig) -> torch.Tensor:
-    "How much the class's logit falls where a window covers the image, (batch, height, width); negative where it rises."
+    "How much the class's logit falls where a window covers the image, (batch, [time,] height, width); negative where it rises."
     from captum.attr import Occlusion
 
-    channels, *sides = images.shape[1:]
-    window = (channels, *(max(1, round(config.window * side)) for side in sides))
-    strides = (channels, *(max(1, min(round(config.stride * side), covered)) for side, covered in zip(sides, window[1:], strict=True)))
+    window = [max(1, round(config.window * side)) for side in images.shape[1:]]
+    strides = [max(1, min(round(config.stride * side), covered)) for side, covered in zip(images.shape[1:], window, strict=True)]
+    window[-3] = strides[-3] = images.shape[-3]  # all channels at once
     at_once = max(1, config.batch // len(images))
-    found = Occlusion(model).attribute(images, window, strides, baseline(model, images), targets, perturbations_per_eval=at_once)
-    return found.mean(1)  # a window covers all channels alike
+    found = Occlusion(model).attribute(images, tuple(window), tuple(strides), baseline(model, images), targets, perturbations_per_eval=at_once)
+    return found.mean(-3)  # a window covers all channels alike
 
 # %% ../nbs/71_explain.ipynb #3c4948d4
 @dataclass(frozen=True, eq=False)
 class Attribution:
     "One map for each image: which pixels the target class's logit rests on."
 
-    maps: np.ndarray  # float32 (batch, height, width); negative values speak against the class
+    maps: np.ndarray  # float32 (batch, [time,] height, width); negative values speak against the class
     method: str
     targets: np.ndarray  # int64 (batch,): the classes explained
     layer: str  # the layer that Grad-CAM looked at, else ""
@@ -199,7 +203,7 @@ def check_targets(targets: Any, logits: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/71_explain.ipynb #1b243e29
 def explain(
     model: nn.Module,
-    images: torch.Tensor,  # uint8, or float from 0 to 255; (batch, channel, height, width)
+    images: torch.Tensor,  # uint8, or float from 0 to 255; (batch, channel, height, width), or clips (batch, time, channel, height, width)
     targets: Any = None,  # one class an image; by default the one that the model finds likeliest
     method: str = "saliency",  # one of EXPLAINERS, or module:attribute
     config: ExplainConfig = ExplainConfig(),  # noqa: B008 (frozen)
@@ -207,7 +211,8 @@ def explain(
     """A map for each image, from a copy of the model: the model itself is as before, whatever happens.
 
     Raises UsageError for images, targets, methods and layers that do not fit."""
-    if images.ndim != 4 or not len(images): raise UsageError(f"Images are (batch, channel, height, width); given were {tuple(images.shape)}.")
+    if images.ndim not in (4, 5) or not len(images):
+        raise UsageError(f"Images are (batch, channel, height, width); given were {tuple(images.shape)}.")
     function = look_up(method, EXPLAINERS, "explainer")
     twin = explanation_copy(model)
     device = next((tensor.device for tensor in [*twin.parameters(), *twin.buffers()]), images.device)
@@ -220,8 +225,8 @@ def explain(
                  for some, goals in zip(pixels.split(config.batch), chosen.split(config.batch), strict=True)]
         maps = torch.cat(parts).float().cpu().numpy()
         seconds = time.perf_counter() - start
-    if maps.shape != (len(images), *images.shape[2:]):
-        due = (len(images), *images.shape[2:])
+    due = (*images.shape[:-3], *images.shape[-2:])
+    if maps.shape != due:
         raise UsageError(f"The explainer {method} gave maps {maps.shape}; they must be (batch, height, width), here {due}.")
     return Attribution(maps, method, chosen.cpu().numpy(), config.layer if method == "grad_cam" else "", seconds)
 
@@ -245,7 +250,7 @@ def completeness_gap(
     device = next((tensor.device for tensor in [*twin.parameters(), *twin.buffers()]), images.device)
     pixels = images.detach().to(device, torch.float32)
     logits, empty = (class_logits(twin, some, batch).cpu() for some in (pixels, baseline(twin, pixels)))
-    return attribution.maps.sum((1, 2)) - (logits - empty).gather(1, goals)[:, 0].numpy()
+    return attribution.maps.reshape(len(attribution.maps), -1).sum(1) - (logits - empty).gather(1, goals)[:, 0].numpy()
 
 
 def randomised_copy(
@@ -279,25 +284,33 @@ def sanity_check(
 
 # %% ../nbs/71_explain.ipynb #a8a45460
 def to_pixels(
-    images: torch.Tensor,  # uint8 or float from 0 to 255, (batch, channel, height, width)
+    images: torch.Tensor,  # uint8 or float from 0 to 255, (batch, [time,] channel, height, width)
 ) -> np.ndarray:
-    "The images as pictures, uint8 (batch, height, width, channel)."
-    return images.detach().cpu().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    "The images as pictures, uint8 (batch, [time,] height, width, channel)."
+    return images.detach().cpu().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+
+
+def side_by_side(frames: np.ndarray) -> np.ndarray:
+    "A clip's frames (time, height, width, …) in a row: (height, time · width, …)."
+    return np.concatenate(list(frames), axis=1)
 
 
 def explanation_grid(
-    images: torch.Tensor,  # (batch, channel, height, width), grey or colour
+    images: torch.Tensor,  # (batch, [time,] channel, height, width), grey or colour
     attributions: Sequence[Attribution],  # each of these images
     captions: Sequence[Any] | None = None,  # one for each image
     cell: int = 112,  # px that an image's longest side gets
     opacity: float = 0.85,  # of a map's strongest value
 ) -> Image.Image:
     "One picture: a row for each image, with its map by each method beside it."
-    pixels, shown, words = to_pixels(images), [], []
+    pixels, shown, words, clips = to_pixels(images), [], [], images.ndim == 5
     for found in attributions:
         if len(found.maps) != len(pixels): raise UsageError(f"There are {len(pixels)} images, but {found.method} explains {len(found.maps)}.")
     if captions is not None and len(captions) != len(pixels): raise UsageError(f"There are {len(pixels)} images and {len(captions)} captions.")
     for index, image in enumerate(pixels):
-        shown += [image, *(heat_overlay(image, found.maps[index], opacity) for found in attributions)]
+        maps = [side_by_side(found.maps[index]) if clips else found.maps[index] for found in attributions]
+        image = side_by_side(image) if clips else image
+        shown += [image, *(heat_overlay(image, values, opacity) for values in maps)]
         words += ["" if captions is None else captions[index], *(found.method.rpartition(":")[2].replace("_", " ") for found in attributions)]
-    return image_grid(shown, words, columns=1 + len(attributions), cell=cell, size=11)
+    columns = 1 if clips else 1 + len(attributions)  # a strip of frames has a line of its own
+    return image_grid(shown, words, columns=columns, cell=cell * min(images.shape[1], 6) if clips else cell, size=11)

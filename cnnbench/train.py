@@ -6,9 +6,9 @@
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'COUNTERS', 'NORM_EVERY', 'DTYPES', 'FORMATS', 'MIN_GAIN', 'sgd', 'momentum', 'nesterov',
            'adagrad', 'rmsprop', 'adam', 'adamw', 'onecycle', 'cosine', 'constant', 'TrainConfig', 'StepEnd',
            'EpochEnd', 'Objective', 'Run', 'state_of', 'restore', 'is_finite', 'make_optimizer', 'start_run', 'place',
-           'autocast', 'finish_gradient', 'player_step', 'optimizer_step', 'Diverged', 'diverged', 'out_of_memory',
-           'windows', 'no_edits', 'epoch_means', 'train', 'monitored', 'best_epoch', 'should_stop', 'Speed',
-           'measure_step', 'candidates', 'choose_speed']
+           'lay_out', 'autocast', 'finish_gradient', 'player_step', 'optimizer_step', 'Diverged', 'diverged',
+           'out_of_memory', 'windows', 'no_edits', 'epoch_means', 'train', 'monitored', 'best_epoch', 'should_stop',
+           'Speed', 'measure_step', 'candidates', 'choose_speed']
 
 # %% ../nbs/50_train.ipynb #56c44706
 import copy
@@ -77,6 +77,7 @@ class TrainConfig:
     batch_size: int = span(64, 1, 65_536, unit="images", log=True, help="images in a micro-batch")
     optimizer: str = choice("adamw", OPTIMIZERS, help="rule that moves the weights")
     lr: float = span(0.003, 1e-7, 100, log=True, help="learning rate at its highest")
+    backbone_rate: float = span(1.0, 0, 1, help="factor on the learning rate of a backbone, which brings weights of its own; 0 leaves it as it is")
     schedule: str = choice("onecycle", SCHEDULES, help="how the rate goes over the run")
     warmup: float = span(0.25, 0, 0.9, help="share of the run in which the rate climbs")
     momentum: float = span(0.9, 0, 0.999, help="of momentum and nesterov")
@@ -182,9 +183,13 @@ def is_finite(run: Run) -> bool:
 
 # %% ../nbs/50_train.ipynb #abfa0525
 def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    "The optimizer of `module`'s parameters: weights with decay, biases and norms (fewer than two dimensions) without."
-    weights, others = [p for p in module.parameters() if p.ndim >= 2], [p for p in module.parameters() if p.ndim < 2]
-    groups = [{"params": held, "weight_decay": decay} for held, decay in ((weights, config.weight_decay), (others, 0.0)) if held]
+    "The optimizer of `module`'s parameters that learn: weights with decay, biases and norms (fewer than two dimensions) without; a backbone slower."
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(trunk, decays): [] for trunk in (False, True) for decays in (True, False)}
+    for name, parameter in module.named_parameters():
+        trunk = "backbone" in name.split(".") and config.backbone_rate != 1
+        if parameter.requires_grad: parts[trunk, parameter.ndim >= 2].append(parameter)
+    rates = {trunk: config.lr * (config.backbone_rate if trunk else 1) for trunk in (False, True)}
+    groups = [{"params": held, "lr": rates[t], "weight_decay": config.weight_decay if d else 0.0} for (t, d), held in parts.items() if held]
     make = look_up(config.optimizer, OPTIMIZERS, "optimizer")
     if isinstance(make, type) and issubclass(make, torch.optim.Optimizer): optimizer = make(groups, lr=config.lr)  # type: ignore[call-arg]
     else: optimizer = make(groups, config)
@@ -199,7 +204,7 @@ def start_run(
     batches: int,  # micro-batches in an epoch
 ) -> Run:
     "A run at its beginning. Precision and layout that are still `auto` are taken as fp32 and contiguous: `choose_speed` measures."
-    if config.layout == "channels_last": model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lay_out(model, config.layout)
     objective: nn.Module = Objective(model, task)
     if dist.is_initialized(): objective = DistributedDataParallel(objective, find_unused_parameters=len(task.players) > 1)
     average = get_ema_multi_avg_fn(config.average)
@@ -220,9 +225,18 @@ FORMATS = MappingProxyType({"channels_last": torch.channels_last})
 
 
 def place(batch: Batch, device: torch.device, layout: str) -> Batch:
-    "The batch on `device`, its images in the order that `layout` names."
+    "The batch on `device`, its images in the order that `layout` names; clips come with channels last in each frame and stay so."
     batch = batch.to(device)
+    if batch.images.ndim == 5 and layout in FORMATS: return batch
     return replace(batch, images=batch.images.contiguous(memory_format=FORMATS.get(layout, torch.contiguous_format)))
+
+
+def lay_out(model: nn.Module, layout: str) -> None:
+    "Bring the weights of convolutions, of images or of clips, into the order that `layout` names."
+    if layout not in FORMATS: return
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in model.parameters():
+        if weight.ndim in formats: weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
 
 
 def autocast(config: TrainConfig, device: torch.device):
@@ -254,6 +268,7 @@ def player_step(run: Run, player: str, window: Sequence[Batch]) -> tuple[torch.T
         ranks, shared = dist.get_world_size(), torch.tensor(total, device=device)
         dist.all_reduce(shared)
         total = float(shared)
+    total = total or 1.0  # a step without any object to learn from: what loss there is counts as one
     loss_sum = torch.zeros((), device=device)
     for i, batch in enumerate(window):
         last = i == len(window) - 1 or not isinstance(run.objective, DistributedDataParallel)
@@ -424,7 +439,8 @@ def choose_speed(
     "The precision and layout to train with: as `config` says, and measured where it says `auto`."
     device = next(model.parameters()).device
     shapes = [tuple(p.shape) for p in model.parameters()]
-    facts = [str(model), shapes, tuple(batch.images.shape), config.precision, config.layout, torch.get_num_threads(), str(device), describe_machine()]
+    network = [type(task).__name__, str(model), shapes, tuple(batch.images.shape)]
+    facts = [*network, config.precision, config.layout, torch.get_num_threads(), str(device), describe_machine()]
     key = hashlib.blake2b(json.dumps(facts, default=str).encode(), digest_size=12).hexdigest()
     known = read_json(cache) if cache is not None and Path(cache).exists() else {}
     if key in known: return Speed(*known[key])

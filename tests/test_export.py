@@ -49,7 +49,7 @@ def lenet(tmp_path_factory):
     "A LeNet and its ONNX file."
     torch.manual_seed(0)
     model = make(ModelConfig("lenet"))
-    return model, export_onnx(model, tmp_path_factory.mktemp("lenet") / "lenet.onnx", SHAPE)
+    return model, export_onnx(model, tmp_path_factory.mktemp("lenet") / "lenet.onnx", pixels(2))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
@@ -89,7 +89,7 @@ def test_other_weights_are_refused_with_the_number(lenet, tmp_path, monkeypatch)
     model, _ = lenet
     other = make(ModelConfig("lenet"), seed=1)
     monkeypatch.setattr("cnnbench.export.export_onnx", lambda given, *rest: export_onnx(other, *rest))
-    parity = check_onnx(export_onnx(other, tmp_path / "aside.onnx", SHAPE), model, pixels(20))
+    parity = check_onnx(export_onnx(other, tmp_path / "aside.onnx", pixels(2)), model, pixels(20))
     (tmp_path / "aside.onnx").unlink()
     with pytest.raises(UsageError, match=r"differs from the trained one by up to (\S+), above the (\S+) that") as caught:
         export_checked(model, tmp_path / ONNX, pixels(20))
@@ -123,7 +123,7 @@ class Zero(nn.Module):
 
 
 def test_images_of_a_batch_that_are_mixed_are_found(tmp_path):
-    export_onnx(Mixing(), tmp_path / "m.onnx", SHAPE)
+    export_onnx(Mixing(), tmp_path / "m.onnx", pixels(2))
     assert check_onnx(tmp_path / "m.onnx", Zero(), pixels(1)).passed
     assert not check_onnx(tmp_path / "m.onnx", Zero(), pixels(5)).passed
 
@@ -169,14 +169,14 @@ class Undecided(nn.Module):
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_else(tmp_path, capfd):
-    with pytest.raises(UsageError, match="cannot be exported to ONNX: ") as caught: export_onnx(Undecided(), tmp_path / "m.onnx", SHAPE)
+    with pytest.raises(UsageError, match="cannot be exported to ONNX: ") as caught: export_onnx(Undecided(), tmp_path / "m.onnx", pixels(2))
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
 
 def test_exporting_is_quiet_and_leaves_the_loggers(tmp_path, capfd, lenet):
     before = [(name, logging.getLogger(name).level) for name in ("torch.onnx", "onnxscript", "onnx_ir")], list(warnings.filters)
-    with warnings.catch_warnings(record=True) as caught: export_onnx(lenet[0], tmp_path / "m.onnx", SHAPE)
+    with warnings.catch_warnings(record=True) as caught: export_onnx(lenet[0], tmp_path / "m.onnx", pixels(2))
     assert capfd.readouterr() == ("", "") and caught == []
     assert ([(name, logging.getLogger(name).level) for name in ("torch.onnx", "onnxscript", "onnx_ir")], list(warnings.filters)) == before
 
