@@ -24,9 +24,10 @@ from sklearn.datasets import load_sample_images  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-from cnnbench.augment import NONE, Augmenter  # noqa: E402
+from cnnbench.augment import Augmenter  # noqa: E402
 from cnnbench.core import describe_machine  # noqa: E402
 from cnnbench.data import ArrayImages, Dataset, Loader  # noqa: E402
+from cnnbench.recipes import NONE  # noqa: E402
 
 SIZE, BATCH, CORES = 224, 64, 2
 ROTATE, SCALE, TRANSLATE, FLIP, BRIGHTNESS, CONTRAST, NOISE = 30, 0.2, 0.1, 0.5, 0.2, 0.2, 25

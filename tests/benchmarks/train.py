@@ -26,10 +26,11 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-from cnnbench.augment import NONE, Augmenter  # noqa: E402
+from cnnbench.augment import Augmenter  # noqa: E402
 from cnnbench.core import describe_machine  # noqa: E402
 from cnnbench.data import ArrayImages, Dataset, Loader  # noqa: E402
 from cnnbench.models import ModelConfig, build_model  # noqa: E402
+from cnnbench.recipes import NONE  # noqa: E402
 from cnnbench.tasks import TaskConfig, make_task  # noqa: E402
 from cnnbench.train import EpochEnd, TrainConfig, choose_speed, start_run, train  # noqa: E402
 
