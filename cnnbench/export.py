@@ -200,11 +200,10 @@ def check_onnx(
     "How far the outputs of an ONNX file are from those of `model`. Raises UsageError for a file that does not run."
     import onnxruntime
 
-    held, session, twin = as_inputs(inputs, sum(BATCHES[:-1])), open_session(path, form=form), plain_copy(model)
-    count, first = len(inputs if isinstance(inputs, torch.Tensor) else inputs[0]), held[0]
-    if form.input_names[0] == "images" and first.dtype != torch.uint8:
+    first, parts = inputs if isinstance(inputs, torch.Tensor) else inputs[0], []
+    if not len(first) or form.input_names[0] == "images" and (first.dtype != torch.uint8 or first.ndim not in (4, 5)):
         raise UsageError(f"The check got {first.dtype} {tuple(first.shape)}: give uint8 (image, channel, height, width), one image at least.")
-    parts = []
+    held, session, twin = as_inputs(inputs, sum(BATCHES[:-1])), open_session(path, form=form), plain_copy(model)
     for batch in in_batches(held):
         try: made = session.run(list(form.output_names), {n: value.numpy() for n, value in zip(form.input_names, batch, strict=True)})
         except Exception as error:
@@ -213,7 +212,7 @@ def check_onnx(
         parts.append((len(batch[0]), compared(path, made, wanted, form)))
     found = total_apart(parts)
     return ParityCheck(
-        found.largest, found.mean, found.scale, tolerance, found.equal, count, opset_of(path), f"onnxruntime {onnxruntime.__version__}"
+        found.largest, found.mean, found.scale, tolerance, found.equal, len(first), opset_of(path), f"onnxruntime {onnxruntime.__version__}"
     )
 
 

@@ -44,7 +44,7 @@ from cnnbench.core import UsageError, read_json
 from cnnbench.data import DataConfig, load_dataset
 from cnnbench.images import fit_image, read_image
 from cnnbench.models import MODELS, ModelConfig
-from cnnbench.tasks import TaskConfig
+from cnnbench.tasks import ClassAnswer, TaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("cat", "dog", "a \"quoted\" name")
@@ -94,7 +94,7 @@ def make_info(config: ModelConfig = ModelConfig("lenet"), shape=(3, 32, 32), **c
 
 def make_model(info: ArtefactInfo) -> nn.Module:
     "A model with running statistics that are not those of a fresh one."
-    model = build(info, len(info.classes))
+    model = build(info)
     with torch.no_grad(): model(torch.randint(0, 256, (8, *info.preprocessing.shape), dtype=torch.uint8))
     return model.eval()
 
@@ -160,7 +160,7 @@ def test_kill_while_saving_leaves_an_artefact_that_loads(saved):
     code = f"""
 import sys; from cnnbench.artefact import *
 from cnnbench.artefact import build
-info = load_artefact({str(saved)!r}).info; model = build(info, 3); print('go', flush=True)
+info = load_artefact({str(saved)!r}).info; model = build(info); print('go', flush=True)
 while True: save_artefact({str(saved)!r}, model, info)"""
     for moment in (0.05, 0.31):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -182,7 +182,7 @@ def test_a_replacement_cut_between_its_renames_is_undone_by_the_next(saved):
 def test_what_does_not_fit_is_not_saved(tmp_path):
     info = make_info()
     for wrong, words in (
-        (make_info(ModelConfig("resnet9")), "do not fit resnet9 with 3 outputs"),
+        (make_info(ModelConfig("resnet9")), "do not fit resnet9 for 3 classes"),
         (make_info(classes=("a", "b")), "but the network has 2"),
         (replace(info, preprocessing=replace(info.preprocessing, std=(1.0, 1.0, 1.0))), "normalises with another std"),
     ):
@@ -286,8 +286,7 @@ HOSTILE = {
     "no attribute": (lambda f: with_model(f, name="tests_own_block:OwnNetwork_"), "Did you mean OwnNetwork"),
     "missing entry": (lambda f: drop_entry(f, "classes"), "not the description of an artefact"),
     "classes no texts": (lambda f: rewrite(f, classes=[1, 2, 3]), "entries must be of type str"),
-    "other classes": (lambda f: rewrite(f, classes=["a", "b"], outputs=2), "but the network has 2"),
-    "other outputs": (lambda f: rewrite(f, outputs=2), "2 outputs do not fit 3 classes"),
+    "other classes": (lambda f: rewrite(f, classes=["a", "b"]), "but the network has 2"),
     "no metrics": (lambda f: rewrite(f, metrics={"a": "b"}), "holds finite numbers only"),
     "unknown task": (lambda f: rewrite(f, task={"name": "clasification"}), "Did you mean classification"),
     "other mean": (lambda f: rewrite(f, preprocessing=read_json(f / FACTS)["preprocessing"] | {"mean": [0.0] * 3}), "normalises with another mean"),
@@ -314,7 +313,7 @@ def test_a_block_of_a_spec_runs_nothing(tmp_path, saved):
 def test_weights_that_do_not_fit_are_refused_where_shapes_are_not_known_before(name, tmp_path):
     info = make_info(ModelConfig(name))
     folder = save_artefact(tmp_path / "artefact", make_model(info), info)
-    rewrite(folder, classes=["a", "b"], outputs=2)
+    rewrite(folder, classes=["a", "b"])
     with pytest.raises(UsageError, match="cannot be built with the weights in .* size mismatch") as caught: load_artefact(folder)
     assert "\n" not in str(caught.value)
 
@@ -460,12 +459,12 @@ def test_predictions_are_the_models_own(lenet, pictures):
     rows = lenet.predict([pictures / name for name in GOOD], batch_size=3)
     with torch.no_grad(): direct = lenet.model(lenet.preprocess([pictures / name for name in GOOD])).softmax(1)
     assert [row.file for row in rows] == [str(pictures / name) for name in GOOD]
-    assert [row.label for row in rows] == [CLASSES[place] for place in direct.argmax(1)]
+    assert [row.answer.label for row in rows] == [CLASSES[place] for place in direct.argmax(1)]
     for row, chances in zip(rows, direct, strict=True):
         best = sorted(zip(CLASSES, chances.tolist(), strict=True), key=lambda pair: -pair[1])
-        assert [name for name, _ in row.top] == [name for name, _ in best]
-        assert np.allclose([chance for _, chance in row.top], [chance for _, chance in best], atol=1e-6)
-        assert (row.label, row.probability, row.error) == (*row.top[0], "")
+        assert [name for name, _ in row.answer.top] == [name for name, _ in best]
+        assert np.allclose([chance for _, chance in row.answer.top], [chance for _, chance in best], atol=1e-6)
+        assert (row.answer.label, row.answer.probability, row.error) == (*row.answer.top[0], "")
 
 
 def test_folders_are_walked_and_bad_files_get_a_row(lenet, pictures):
@@ -474,14 +473,14 @@ def test_folders_are_walked_and_bad_files_get_a_row(lenet, pictures):
     assert sorted(row.file for row in good) == sorted(str(pictures / name) for name in GOOD)
     assert set(bad) == {"empty.png", "cut.jpg", "text.png", "nowhere.png", "notes.txt"}
     assert bad["empty.png"] == "the file is empty" and bad["nowhere.png"] == "No such file or directory"
-    assert all(row.label == "" and row.top == () for row in rows if row.error)
+    assert all((row.answer is None) == bool(row.error) for row in rows)
 
 
 def test_arrays_are_images_too(lenet):
     stack = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    expected = [row.label for row in lenet.predict(list(stack))]
-    assert [row.label for row in lenet.predict(stack)] == expected
-    assert [row.label for row in lenet.predict(stack[0])] == expected[:1]
+    expected = [row.answer.label for row in lenet.predict(list(stack))]
+    assert [row.answer.label for row in lenet.predict(stack)] == expected
+    assert [row.answer.label for row in lenet.predict(stack[0])] == expected[:1]
     assert torch.equal(lenet.preprocess(stack), torch.from_numpy(stack).permute(0, 3, 1, 2))
     grey = stack[..., 0]
     assert torch.equal(lenet.preprocess(grey), lenet.preprocess(np.repeat(grey[..., None], 3, 3)))
@@ -509,23 +508,24 @@ names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 @given(st.lists(st.tuples(names, names, st.floats(0, 1)), max_size=5))
 def test_csv_brings_names_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "table.csv"
-    predictions = [Prediction(file, label, chance, ((label, chance),)) for file, label, chance in rows]
+    predictions = [Prediction(file, ClassAnswer(((label, chance),))) for file, label, chance in rows]
     write_predictions_csv(path, [*predictions, Prediction("\udcff\n.png", error='no "image"')])
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file: lines = list(csv.DictReader(file))
     assert [line["file"] for line in lines] == [*(one.file for one in predictions), "\udcff\n.png"]
-    assert [line["label"] for line in lines] == [*(one.label for one in predictions), ""]
+    assert [line.get("label", "") for line in lines] == [*(one.answer.label for one in predictions), ""]
     assert lines[-1]["error"] == 'no "image"' and [path] == list(path.parent.iterdir())
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), min_size=1, max_size=4))
 def test_the_table_prints_no_terminal_codes(rows):
-    table = predictions_table([Prediction(file, label, 0.5, ((label, 0.5),)) for file, label in rows])
+    table = predictions_table([Prediction(file, ClassAnswer(((label, 0.5),))) for file, label in rows])
     assert len(table.split("\n")) == len(rows) + 1 and all(line.isprintable() for line in table.split("\n"))
 
 
 def test_facts_are_plain_json(saved):
     facts = json.loads((saved / FACTS).read_text("utf-8"))
-    assert facts["preprocessing"] == {"shape": [3, 32, 32], "mean": [100.0, 101.0, 102.0], "std": [50.0, 51.0, 52.0], "fit": "crop", "depth": 16}
-    assert facts["classes"] == list(CLASSES) and facts["outputs"] == 3 and facts["format"] == FORMAT
+    assert facts["preprocessing"] == {"shape": [3, 32, 32], "mean": [100.0, 101.0, 102.0], "std": [50.0, 51.0, 52.0], "fit": "crop", "depth": 16,
+                                      "stride": 1, "sampling": "uniform"}
+    assert facts["classes"] == list(CLASSES) and facts["format"] == FORMAT
     assert facts["files"] == {WEIGHTS: file_sum(saved / WEIGHTS)} and facts["model"]["name"] == "lenet" and facts["task"]["name"] == "classification"

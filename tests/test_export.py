@@ -99,7 +99,7 @@ def test_other_weights_are_refused_with_the_number(lenet, tmp_path, monkeypatch)
 
 def test_a_red_export_leaves_the_artefact_as_it_was(tmp_path, monkeypatch):
     info = ArtefactInfo(ModelConfig("lenet"), TaskConfig(), tuple("abc"), Preprocessing(SHAPE, MEAN, STD))
-    artefact = load_artefact(save_artefact(tmp_path / "artefact", build(info, 3), info))
+    artefact = load_artefact(save_artefact(tmp_path / "artefact", build(info), info))
     broken = build_model(info.model, SHAPE, 3, MEAN, STD, seed=5)
     with monkeypatch.context() as patch:
         patch.setattr("cnnbench.export.export_onnx", lambda given, *rest: export_onnx(broken, *rest))
