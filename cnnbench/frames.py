@@ -171,8 +171,11 @@ def folder_header(path: Path, largest: float) -> ClipHeader:
 
 
 def reason(error: Exception, largest: float) -> str:
-    "Why a clip cannot be read, in words."
-    if type(error).__module__.startswith("av."): return "it is no video in a format that is read here, or it is damaged or cut short"
+    "Why a clip cannot be read, in words. Raises MemoryError where it is not the clip's fault."
+    own = type(error).__module__.startswith("av.")
+    if isinstance(error, MemoryError) and not own: raise error
+    if isinstance(error, FileNotFoundError): return "there is no such file"
+    if own: return "it is no video in a format that is read here, or it is damaged or cut short"
     return why_unreadable(error, largest)
 
 
@@ -184,7 +187,6 @@ def read_clip_header(path: Path | str, largest: float = LARGEST) -> ClipHeader:
     try:
         kind = clip_kind(path)
         return {"video": video_header, "animation": animation_header, "folder": folder_header}[kind](path, largest)
-    except MemoryError: raise
     except Exception as error: raise UsageError(reason(error, largest)) from error  # decoders raise anything on damaged bytes
 
 # %% ../nbs/08_frames.ipynb #90f7c41e
@@ -256,7 +258,6 @@ def read_clip(
         goal = size or (header.height, header.width)
         def finish(frame: np.ndarray) -> np.ndarray: return fit_image(to_pixels(frame, channels), goal, fit)[0]
         return np.stack(decode_clip(Path(path), header.kind, numbers.tolist(), finish, largest))[places]
-    except MemoryError: raise
     except Exception as error: raise UsageError(f"{path} cannot be read: {reason(error, largest)}.") from error
 
 # %% ../nbs/08_frames.ipynb #a9251812
