@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'EDGES', 'SIDES', 'plain_name', 'find_columns', 'layout_of', 'Table', 'read_headings', 'place_of',
            'read_table', 'csv_files', 'looks_multiple', 'sign_of_csv', 'sorted_names', 'number_of', 'box_in',
-           'place_in', 'entries_of', 'is_one', 'read_csv', 'no_columns']
+           'thing_in', 'is_one', 'place_in', 'entries_of', 'read_csv', 'no_columns']
 
 # %% ../nbs/19_tables.ipynb #340eef89
 import csv
@@ -27,7 +27,7 @@ COLUMNS = MappingProxyType({  # what a column is for: what it may be called
     "right": ("xmax", "x2", "right", "bboxright"), "bottom": ("ymax", "y2", "bottom", "bboxbottom"),
     "x": ("x", "bboxx"), "y": ("y", "bboxy"), "wide": ("w", "bboxw", "bboxwidth", "width"), "high": ("h", "bboxh", "bboxheight", "height"),
     "label": ("label", "class", "classname", "category", "name", "target", "species"),
-    "part": ("part", "split", "subset", "set"),
+    "part": ("part", "split", "subset", "set"), "crowd": ("crowd", "iscrowd", "difficult"),
 })
 EDGES, SIDES = ("left", "top", "right", "bottom"), ("x", "y", "wide", "high")
 
@@ -143,6 +143,20 @@ def box_in(cells: Sequence[str], columns: Mapping[str, int], headings: Sequence[
     return (left, top, third, fourth) if layout == "boxes" else (left, top, left + third, top + fourth)
 
 
+def thing_in(
+    cells: Sequence[str], columns: Mapping[str, int], headings: Sequence[str], layout: str, classes: Mapping[str, int], where: str
+) -> Thing:
+    "The object of a line. Raises UsageError."
+    crowd = "crowd" in columns and is_one(cells[columns["crowd"]], headings[columns["crowd"]])
+    return Thing(number_of(cells[columns["label"]], classes), box_in(cells, columns, headings, layout), where, crowd)
+
+
+def is_one(cell: str, heading: str) -> bool:
+    "Whether a cell is 1, not 0. Raises UsageError for anything else."
+    if cell in ("0", "1", "0.0", "1.0"): return cell[0] == "1"
+    raise UsageError(f"{heading} is {shown(cell)}: it must be 0 or 1")
+
+
 def place_in(cells: Sequence[str], columns: Mapping[str, int], table: Table) -> int:
     "TRAIN, VAL, TEST or OPEN of a line. Raises UsageError for another word."
     if "part" not in columns: return table.place
@@ -162,7 +176,7 @@ def entries_of(root: Path, table: Table, layout: str, classes: Mapping[str, int]
             file, place = find_file(root, cells[columns["image"]], ("", "images")), place_in(cells, columns, table)
             if layout == "labels": labels = tuple(number for number, column in enumerate(multiple) if is_one(cells[column], table.headings[column]))
             elif boxed and not any(cells[column] for column in (*boxed, columns["label"])): pass  # an image with nothing on it
-            elif boxed: things = (Thing(number_of(cells[columns["label"]], classes), box_in(cells, columns, table.headings, layout), where),)
+            elif boxed: things = (thing_in(cells, columns, table.headings, layout, classes, where),)
             else: labels = (number_of(cells[columns["label"]], classes),)
             before = found.get(file)
             if before is None: found[file] = Entry(file, where, place, things, labels)
@@ -171,12 +185,6 @@ def entries_of(root: Path, table: Table, layout: str, classes: Mapping[str, int]
             else: found[file] = Entry(file, before.where, place, before.things + things)
         except UsageError as error: faults.note(where, str(error))
     return found
-
-
-def is_one(cell: str, heading: str) -> bool:
-    "Whether a cell is 1, not 0. Raises UsageError for anything else."
-    if cell in ("0", "1", "0.0", "1.0"): return cell[0] == "1"
-    raise UsageError(f"{heading} is {shown(cell)}: it must be 0 or 1")
 
 # %% ../nbs/19_tables.ipynb #07728694
 def read_csv(path: Path, target: str, config: DataConfig) -> Annotations:
