@@ -190,15 +190,14 @@ def put_mosaics(count: int, recipe: Recipe, mosaic: Mosaic) -> tuple[np.ndarray,
 def mosaic_arrays(pixels: np.ndarray, recipe: Recipe, mosaic: Mosaic) -> tuple[np.ndarray, Recipe]:
     "The images (image, height, width, channel) with the mosaics in their places and without the other members; and what is still to be done."
     size, matrices, finished = pixels.shape[1:3], member_matrices(recipe, mosaic), np.empty((len(mosaic.items), *pixels.shape[1:]), np.uint8)
-    for canvas, places, windows, four in zip(finished, mosaic.places.tolist(), mosaic.windows.tolist(), matrices, strict=True):
-        factors = shrink_factors(four, size)
-        four = fold_shrinking(four, factors)
-        for place, (left, top, right, bottom), matrix, factor in zip(places, windows, four, factors.tolist(), strict=True):
-            if right == left or bottom == top: continue
-            image, window = pixels[place], canvas[top:bottom, left:right]
-            source, matrix = average_blocks(image, factor) if factor > 1 else image, matrix @ affine(1, m02=left, m12=top)[0]
-            moved = warp_image(source, matrix, (bottom - top, right - left), fill=recipe.fill).reshape(window.shape)
-            window[...] = moved if recipe.colour is None else cv2.transform(moved, recipe.colour[place]).reshape(window.shape)
+    factors, windows = shrink_factors(matrices.reshape(-1, 3, 3), size), mosaic.windows.reshape(-1, 4)
+    matrices = fold_shrinking(matrices.reshape(-1, 3, 3), factors) @ affine(len(windows), m02=windows[:, 0], m12=windows[:, 1])
+    members = zip(mosaic.places.ravel().tolist(), windows.tolist(), matrices, factors.tolist(), strict=True)
+    for number, (place, (left, top, right, bottom), matrix, factor) in enumerate(members):
+        if right == left or bottom == top: continue
+        source, window = average_blocks(pixels[place], factor) if factor > 1 else pixels[place], finished[number // 4, top:bottom, left:right]
+        moved = warp_image(source, matrix, (bottom - top, right - left), fill=recipe.fill).reshape(window.shape)
+        window[...] = moved if recipe.colour is None else cv2.transform(moved, recipe.colour[place]).reshape(window.shape)
     kept, recipe = put_mosaics(len(pixels), recipe, mosaic)
     pixels = pixels[kept]
     pixels[mosaic.items] = finished
@@ -284,6 +283,7 @@ def augment_targets(
         matrices[mosaic.places] = member_matrices(recipe, mosaic)
         targets = mosaic_targets(targets, matrices, recipe, mosaic, size, visible)
     if recipe.erase is not None: targets = targets.covered(recipe.erase, visible)
+    if batch == len(targets): return targets, matrices
     held, partners = targets.pick(np.arange(batch)), targets.pick(np.arange(len(targets) - mixed, len(targets)))
     if mix is not None:
         paste, blend = mix.pasted(), ~mix.pasted() & (mix.shares > 0)

@@ -77,10 +77,8 @@ def pad_image(image: np.ndarray, margin: Sequence[int], fill: int | None, into: 
 
 def shift_image(image: np.ndarray, matrix: np.ndarray, fill: int | None = None) -> np.ndarray:
     "The image (height, width, channel) cropped and flipped by a matrix of whole numbers; the border is reflected, or filled."
-    (height, width), (x_sign, y_sign) = image.shape[:2], (matrix[0, 0], matrix[1, 1])
-    right = int(matrix[0, 2]) - (width - 1 if x_sign < 0 else 0)
-    down = int(matrix[1, 2]) - (height - 1 if y_sign < 0 else 0)
-    moved = image
+    (height, width), (x_sign, _, right, _, y_sign, down, *_) = image.shape[:2], matrix.astype(int).ravel().tolist()
+    right, down, moved = right - (width - 1 if x_sign < 0 else 0), down - (height - 1 if y_sign < 0 else 0), image
     if right or down:
         moved = pad_image(image, (max(-right, 0), max(-down, 0), max(right, 0), max(down, 0)), fill)
         moved = moved[max(down, 0) : max(down, 0) + height, max(right, 0) : max(right, 0) + width]
@@ -143,24 +141,32 @@ def move_images(
     if exact and not large: yield from zip(images, shift_images(images, matrices, fill), strict=True)
     elif exact: yield from ((image, shift_image(image, matrix, fill)) for image, matrix in zip(images, matrices, strict=True))
     else:
-        factors = shrink_factors(matrices, size)
+        still, factors = (matrices == np.eye(3)).all((1, 2)), shrink_factors(matrices, size)
         matrices, margins = fold_shrinking(matrices, factors), np.zeros((len(images), 4), np.int64)
         if large and fill is None: margins = reflection_margins(matrices, factors, size)
         matrices = affine(len(images), m02=margins[:, 0], m12=margins[:, 1]) @ matrices
-        for image, matrix, factor, margin in zip(images, matrices, factors.tolist(), margins.tolist(), strict=True):
-            yield image, warp_image(average_blocks(image, factor) if factor > 1 else image, matrix, size, margin, fill).reshape(image.shape)
+        for image, matrix, factor, margin, as_is in zip(images, matrices, factors.tolist(), margins.tolist(), still.tolist(), strict=True):
+            if as_is: yield image, image
+            else: yield image, warp_image(average_blocks(image, factor) if factor > 1 else image, matrix, size, margin, fill).reshape(image.shape)
 
 # %% ../nbs/06_geometry.ipynb #f2a6c089
 def move_masks(
     masks: np.ndarray,  # uint8 (batch, height, width)
     matrices: np.ndarray,  # float64 (batch, 3, 3)
+    windows: np.ndarray | None = None,  # int64 (batch, 4): what is wanted of each result: left, top, right, bottom; None: all
 ) -> np.ndarray:
     "The masks moved, each pixel by its nearest; the border is reflected. Crops and flips are exact."
-    if is_whole(matrices): return shift_images(masks[..., None], matrices)[..., 0]
-    moved, size = np.empty_like(masks), masks.shape[:0:-1]
-    for mask, matrix, result in zip(masks, matrices, moved, strict=True):
+    height, width = masks.shape[1:]
+    if windows is None and is_whole(matrices): return shift_images(masks[..., None], matrices)[..., 0]
+    if windows is None: moved, parts = np.empty_like(masks), [(0, 0, width, height)] * len(masks)
+    else:
+        moved, parts = np.zeros_like(masks), windows.tolist()
+        matrices = matrices @ affine(len(masks), m02=windows[:, 0], m12=windows[:, 1])
+    for mask, matrix, canvas, (left, top, right, bottom) in zip(masks, matrices, moved, parts, strict=True):
+        if right <= left or bottom <= top: continue
         warp, rows = (cv2.warpPerspective, matrix) if matrix[2, 0] or matrix[2, 1] else (cv2.warpAffine, matrix[:2])
-        warp(mask, rows, size, dst=result, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101)
+        flags, result = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, canvas[top:bottom, left:right]
+        warp(mask, rows, (right - left, bottom - top), dst=result, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
     return moved
 
 # %% ../nbs/06_geometry.ipynb #ad7fd33f

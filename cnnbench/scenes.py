@@ -24,7 +24,7 @@ OBJECTS, SIDE = (1, 5), 128  # fewest and most objects of a scene; px where the 
 
 def draw_scenes(
     config: DataConfig,
-    noted: Callable[[Scene], Any],  # what is kept of a scene besides its picture
+    noted: Callable[[int, Scene], Any],  # row, scene → what is kept of it besides its picture
 ) -> tuple[ImageSource, list[Any]]:
     "The pictures, and what was noted of each scene. Where the settings leave the size open, it is 128 px."
     size, seed, count, channels = config.size or SIDE, config.shapes.seed, config.shapes.count, channel_count(config, grey=False)
@@ -32,7 +32,7 @@ def draw_scenes(
 
     def scene_at(row: int) -> Scene:
         scene = draw_shapes(seed, row, size, OBJECTS)
-        if row not in notes: notes[row] = noted(scene)
+        if row not in notes: notes[row] = noted(row, scene)
         return scene
 
     images = LazyImages((count, size, size, channels), lambda row: to_pixels(scene_at(row).image, channels))
@@ -43,7 +43,7 @@ def draw_scenes(
 # %% ../nbs/14_scenes.ipynb #683bab50
 def load_scene_boxes(config: DataConfig) -> Dataset:
     "Scenes of one to five shapes with their boxes. `size=0` draws at 128 px."
-    source, notes = draw_scenes(config, lambda scene: (scene.boxes, scene.labels))
+    source, notes = draw_scenes(config, lambda row, scene: (scene.boxes, scene.labels))
     table = make_boxes([boxes for boxes, _ in notes], [labels for _, labels in notes])
     return Dataset("shapes", source, BoxColumn(table, len(SHAPES)), SHAPES)
 
@@ -51,11 +51,15 @@ def load_scene_boxes(config: DataConfig) -> Dataset:
 def load_scene_masks(config: DataConfig) -> Dataset:
     "The same scenes with the class of each pixel: 0 is the background. `size=0` draws at 128 px."
     size, seed, count = config.size or SIDE, config.shapes.seed, config.shapes.count
-    kept = count * size * size <= config.memory * 1e9
-    source, masks = draw_scenes(config, lambda scene: scene.mask if kept else None)
+    masks = np.empty((count, size, size), np.uint8) if count * size * size <= config.memory * 1e9 else None
+
+    def note(row: int, scene: Scene) -> None:
+        if masks is not None: masks[row] = scene.mask
 
     def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([masks[row] if kept else draw_shapes(seed, int(row), size, OBJECTS).mask for row in rows])
+        if masks is not None: return masks[rows]
+        return np.stack([draw_shapes(seed, row, size, OBJECTS).mask for row in np.asarray(rows).tolist()])
 
+    source, _ = draw_scenes(config, note)
     column = MaskColumn(read, count, len(SHAPES) + 1, key=f"scenes 1 {seed} {count} {size}")
     return Dataset("shapes", source, column, ("background", *SHAPES))

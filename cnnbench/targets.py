@@ -255,7 +255,7 @@ class Masks:
         return self.each(lambda held: held.to(device, non_blocking=non_blocking))
 
     def moved(self, matrices: np.ndarray, size: tuple[int, int], visible: float = 0.0, windows: np.ndarray | None = None) -> "Masks":
-        return Masks(move_mask_tensors(self.ids, matrices) if isinstance(self.ids, torch.Tensor) else move_masks(self.ids, matrices))
+        return Masks(move_mask_tensors(self.ids, matrices) if isinstance(self.ids, torch.Tensor) else move_masks(self.ids, matrices, windows))
 
     def painted(self, items: np.ndarray, rectangles: np.ndarray, source: Callable[[int, slice, slice], Any]) -> "Masks":
         "With these rectangles filled by `source(which rectangle, rows, columns)`."
