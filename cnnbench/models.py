@@ -257,9 +257,7 @@ TASK_MODELS: Mapping[str, str] = MappingProxyType({  # networks that other tasks
     "centre": "detection",
     "unet": "segmentation",
     "dcgan": "generation",
-    "frames": "video",
-    "shift": "video",
-    "channels": "video",
+    **dict.fromkeys(("difference", "frames", "shift", "single", "conv3d", "conv2plus1d"), "video"),
 })
 
 
