@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -457,7 +457,7 @@ def validate_masks(task: Segmentation, model: nn.Module, batches: Iterable[Batch
             cells += count_pixels(logits.argmax(1), batch.targets.ids, classes)
     return {"val_loss": total / max(count, 1)} | {f"val_{name}": value for name, value in pixel_figures(cells).items()}
 
-
+# %% ../nbs/42_segmentation.ipynb #26126c04
 def predict_masks(model: nn.Module, batches: Iterable[Batch]) -> MaskPredictions:
     "The masks of `batches`, in inference mode and float32; the model is left in its mode. Raises UsageError where there are none."
     device, rows, masks = next(model.parameters()).device, [], []
@@ -481,7 +481,7 @@ def masks_apart(made: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> Apa
 def region_questions(task: Segmentation, model: nn.Module, predictions: MaskPredictions, dataset: Dataset, count: int) -> list[Question]:
     "Why the images of the lowest IoU were given their most mistaken class."
     classes, found = len(task.classes), []
-    truths, network = dataset.targets.take(predictions.rows).ids, getattr(model, "network", None)
+    truths, network = dataset.targets.take(predictions.rows).ids, cast(Any, getattr(model, "network", None))
     ious = image_ious(predictions.masks, truths, classes)
     layer = f"model.network.blocks.{min(2, len(network.blocks) - 1)}" if hasattr(network, "levels") else ""
     for item in np.argsort(ious, kind="stable")[:count]:
