@@ -12,7 +12,6 @@ __all__ = ['WIDTHS', 'TRIAL', 'HEADS', 'BACKBONES', 'NO_CHAIN', 'IMAGENET', 'con
            'pretrained_classifier', 'middle_square']
 
 # %% ../nbs/32_transfer.ipynb #f545cdea
-import pickle
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -386,7 +384,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors": return load_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises one of many kinds, that of its unpickler among them
         reason = " ".join(str(error).split())[:160]
         raise UsageError(f"{path} is not readable as weights: {reason}. It must be a .safetensors file, "
                          "or saved by `torch.save(model.state_dict(), …)`.") from error
