@@ -110,7 +110,7 @@ def blur_tensors(
         result = F.conv2d(result.index_select(axis, places), kernels.unsqueeze(5 - axis), groups=batch * channels)
     return whole(result.reshape(images.shape))
 
-
+# %% ../nbs/20_augment.ipynb #62eb3033
 def noise_tensors(
     images: torch.Tensor,  # float (batch, channel, height, width)
     choice: torch.Tensor,  # int64 (batch, 2): level and start
@@ -203,7 +203,7 @@ def mosaic_arrays(pixels: np.ndarray, recipe: Recipe, mosaic: Mosaic) -> tuple[n
     pixels[mosaic.items] = finished
     return pixels, recipe
 
-
+# %% ../nbs/20_augment.ipynb #a71f68e6
 def mosaic_tensors(pixels: torch.Tensor, recipe: Recipe, mosaic: Mosaic) -> tuple[torch.Tensor, Recipe]:
     "The same for tensors (image, channel, height, width), on their device."
     matrices, finished = member_matrices(recipe, mosaic), torch.zeros_like(pixels[: len(mosaic.items)])
@@ -235,7 +235,7 @@ def augment_arrays(
     if mix is not None: mix_arrays(pixels[:batch], pixels[batch:], mix)
     return torch.from_numpy(pixels[:batch].reshape(-1, *time, height, width, channels)).movedim(-1, -3)
 
-
+# %% ../nbs/20_augment.ipynb #8a07e690
 def augment_tensors(
     pixels: torch.Tensor,  # uint8 (image, [time,] channel, height, width): the rows, a mosaic's partners, a mix's partners; on any device
     recipe: Recipe,
@@ -253,7 +253,7 @@ def augment_tensors(
     if mix is not None: mix_tensors(images[:batch], images[batch:], mix)
     return images[:batch].reshape(-1, *time, *shape) if time else images[:batch]
 
-# %% ../nbs/20_augment.ipynb #8a07e690
+# %% ../nbs/20_augment.ipynb #942e494d
 def mosaic_targets(targets: Any, matrices: np.ndarray, recipe: Recipe, mosaic: Mosaic, size: tuple[int, int], visible: float) -> Any:
     "The targets of all images, with those of the mosaics in their places."
     windows = np.tile(np.array([0, 0, size[1], size[0]]), (len(targets), 1))
@@ -265,7 +265,7 @@ def mosaic_targets(targets: Any, matrices: np.ndarray, recipe: Recipe, mosaic: M
     top, bottom = (left.pasted(right, every, east, size) for left, right in (corners[:2], corners[2:]))
     return targets.pasted(top.pasted(bottom, every, south, size), mosaic.items, full, size)
 
-
+# %% ../nbs/20_augment.ipynb #6b0cd330
 def augment_targets(
     targets: Any,  # of the rows, a mosaic's partners, a mix's partners
     recipe: Recipe,
@@ -351,7 +351,7 @@ def unpack_items(found: list[dict[str, Any]], targets: Any) -> Any:
     owner = np.repeat(np.arange(targets.images), [len(labels) for labels in kept])
     return replace(joined, boxes=np.concatenate(boxes).astype(np.float32), labels=np.concatenate(kept)[:, 0], owner=owner)
 
-
+# %% ../nbs/20_augment.ipynb #327cecd1
 def transform_items(
     transform: Callable[..., Any],
     images: torch.Tensor,  # uint8 (batch, [time,] channel, height, width)
@@ -437,7 +437,7 @@ def late_batch(augmenter: Augmenter, rows: np.ndarray, epoch: int) -> Batch:
     colour = None if recipe.colour is None else torch.from_numpy(recipe.colour)
     return replace(augmenter.plain(rows, epoch), variation=Variation(torch.from_numpy(recipe.geometry).float(), recipe.exact, colour))
 
-
+# %% ../nbs/20_augment.ipynb #0501eb54
 def augmented_batch(augmenter: Augmenter, rows: np.ndarray, epoch: int) -> Batch:
     "The rows with all that is done to them carried out."
     config, data, size, device = augmenter.config, augmenter.dataset, augmenter.size, augmenter.device

@@ -88,7 +88,7 @@ class Labels:
         if self.values.ndim == 2: return self.values.astype(np.float32)
         return np.eye(self.classes, dtype=np.float32)[self.values]
 
-
+# %% ../nbs/07_targets.ipynb #545dbe20
 @dataclass(frozen=True, eq=False)
 class LabelColumn:
     "The classes of all rows."
