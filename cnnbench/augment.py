@@ -283,7 +283,7 @@ def augment_targets(
         matrices[mosaic.places] = member_matrices(recipe, mosaic)
         targets = mosaic_targets(targets, matrices, recipe, mosaic, size, visible)
     if recipe.erase is not None: targets = targets.covered(recipe.erase, visible)
-    if batch == len(targets): return targets, matrices
+    if mix is None and mosaic is None: return targets, matrices
     held, partners = targets.pick(np.arange(batch)), targets.pick(np.arange(len(targets) - mixed, len(targets)))
     if mix is not None:
         paste, blend = mix.pasted(), ~mix.pasted() & (mix.shares > 0)

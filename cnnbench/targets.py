@@ -151,7 +151,8 @@ class Boxes:
     def pasted(self, partners: Any, items: np.ndarray, rectangles: np.ndarray, size: tuple[int, int], visible: float = 0.0) -> "Boxes":
         over = np.zeros((self.images, 4), np.int64)
         over[items] = rectangles
-        return join_boxes(self.covered(over, visible), left_over(partners, *clip_boxes(partners.boxes, rectangles[partners.owner]), visible), items)
+        seen = clip_boxes(partners.boxes.astype(np.float64), rectangles[partners.owner])
+        return join_boxes(self.covered(over, visible), left_over(partners, *seen, visible), items)
 
     def blended(self, partners: Any, items: np.ndarray, shares: np.ndarray) -> "Boxes":
         own = np.ones(self.images)
@@ -168,8 +169,8 @@ def ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 def cut_boxes(boxes: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The boxes without the sides over which their rectangle, (box, 4), lies; and the share of its area that each keeps, (box,)."
-    (left, top, right, bottom), (west, north, east, south) = boxes.astype(np.float64).T, over.T
-    hidden, result = clip_boxes(boxes, over)[1], boxes.astype(np.float64)
+    result = boxes.astype(np.float64)  # so that what is wholly covered keeps nothing at all
+    (left, top, right, bottom), (west, north, east, south), hidden = result.T.copy(), over.T, clip_boxes(result, over)[1]
     tall, wide = (hidden > 0) & (north <= top) & (south >= bottom), (hidden > 0) & (west <= left) & (east >= right)
     for column, chosen, edge in ((0, tall & (west <= left), east), (2, tall & (east >= right), west),
                                  (1, wide & (north <= top), south), (3, wide & (south >= bottom), north)):

@@ -9,12 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnbench.augment import Augmenter, apply_arrays, apply_tensors, augment_arrays, augment_tensors
+from torchvision.transforms import v2
+
+from cnnbench.augment import Augmenter, apply_arrays, apply_tensors, augment_arrays, augment_targets, augment_tensors
 from cnnbench.config import from_json, to_code, to_json
 from cnnbench.core import UsageError, draw_table
-from cnnbench.data import ArrayImages, Dataset, Loader
+from cnnbench.data import ArrayImages, Dataset, Loader, plain_batch
+from cnnbench.geometry import GREY, vary
 from cnnbench.recipes import (
     COLUMNS,
+    MOSAIC_COLUMNS,
     NONE,
     NOISE_LEVELS,
     NOISE_STARTS,
@@ -24,10 +28,12 @@ from cnnbench.recipes import (
     erase_boxes,
     is_exact,
     make_mix,
+    make_mosaic,
     make_recipe,
     noise_strips,
 )
-from cnnbench.targets import Labels
+from cnnbench.shapes import SHAPES, draw_shapes
+from cnnbench.targets import BoxColumn, Boxes, Labels, MaskColumn, make_boxes
 
 EFFECTS = {
     "crop": 3, "flip": 1, "flip_vertical": 1, "resized_crop": 0.6, "rotate": 60, "scale": 0.5, "translate": 0.3, "shear": 20, "perspective": 0.15,
@@ -456,6 +462,337 @@ def test_geometry_leads_to_the_original_pixels():
     assert np.allclose(place, (2 * (11 - 2) + 7.5, 2 * 5 + 3.5, 1))
 
 
+
+# Every kind of target
+
+
+SCENES = [draw_shapes(1, row, 64, (1, 4)) for row in range(24)]
+PIXELS = ArrayImages(np.stack([scene.image for scene in SCENES]))
+BOXED = Dataset("boxes", PIXELS, BoxColumn(make_boxes([scene.boxes for scene in SCENES], [scene.labels for scene in SCENES]), 5), SHAPES)
+MASKS = np.stack([scene.mask for scene in SCENES])
+MASKED = Dataset("masks", PIXELS, MaskColumn(lambda rows: MASKS[rows], len(MASKS), 6), ("background", *SHAPES))
+SEVERAL = Dataset("several", PIXELS, np.stack([np.bincount(scene.labels, minlength=5).clip(max=1) for scene in SCENES]).astype(np.uint8), SHAPES)
+CLIPS = Dataset("clips", ArrayImages(random_pixels(12, 5, 24, 20, 3)), np.arange(12) % 3, ("a", "b", "c"))
+KINDS = {"boxes": BOXED, "masks": MASKED, "several labels": SEVERAL, "clips": CLIPS}
+EVERYTHING = replace(PRESETS["strong"], crop=3, mosaic=0.5, translate=0.1, mixup=0.5, cutmix=0.5)
+kinds = pytest.mark.parametrize("kind", [*KINDS])
+
+
+def tensors_of(batch):
+    "All tensors of a batch, by name."
+    targets = {"targets": batch.targets} if isinstance(batch.targets, torch.Tensor) else vars(batch.targets)
+    held = {"images": batch.images, "geometry": batch.geometry, "rows": batch.rows, **targets}
+    return {name: values for name, values in held.items() if isinstance(values, torch.Tensor)}
+
+
+def assert_same(first, second):
+    assert tensors_of(first).keys() == tensors_of(second).keys()
+    for name, held in tensors_of(first).items(): assert torch.equal(held, tensors_of(second)[name]), name
+
+
+def item_of(targets, place):
+    "One image's targets as a list of tensors."
+    if isinstance(targets, torch.Tensor): return [targets[place]]
+    if isinstance(targets, Boxes): return [held for held in vars(targets.of(place)).values() if isinstance(held, torch.Tensor)]
+    blended = targets.partner is not None and float(targets.share[place]) > 0
+    return [targets.ids[place], *([targets.partner[place], targets.share[place]] if blended else [])]
+
+
+@kinds
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_every_kind_is_the_same_with_any_number_of_threads(kind, threads):
+    data = KINDS[kind]
+    rows = np.arange(len(data))
+    def epochs(threads):
+        loader = Loader(data, rows, 5, seed=0, make=Augmenter(EVERYTHING, data, 0, rows), threads=threads)
+        return [batch for epoch in range(2) for batch in loader(epoch)]
+    for first, second in zip(epochs(threads), epochs(0), strict=True): assert_same(first, second)
+
+
+@kinds
+def test_every_kind_looks_the_same_in_any_company(kind):
+    data = KINDS[kind]
+    rows, augmenter = np.arange(len(data)), Augmenter(EVERYTHING, data, 5, np.arange(len(data)))
+    whole, order = augmenter(rows, 3), np.random.default_rng(0).permutation(len(data))
+    for part in np.split(order, [1, 4, 9]):
+        batch = augmenter(part, 3)
+        assert torch.equal(batch.images, whole.images[part]) and torch.equal(batch.geometry, whole.geometry[part])
+        for place, row in enumerate(part):
+            for held, expected in zip(item_of(batch.targets, place), item_of(whole.targets, row), strict=True): assert torch.equal(held, expected)
+
+
+@kinds
+def test_nothing_on_changes_no_kind(kind):
+    data, rows = KINDS[kind], np.arange(len(KINDS[kind]))
+    batch = Augmenter(NONE, data, 0)(rows, 0)
+    assert_same(batch, replace(plain_batch(data)(rows, 0), geometry=torch.eye(3).expand(len(rows), 3, 3)))
+
+
+@kinds
+def test_validation_is_never_augmented(kind):
+    data, rows = KINDS[kind], np.arange(len(KINDS[kind]))
+    loader = Loader(data, rows, 4, seed=0, shuffle=False)
+    for number, batch in enumerate(loader(0)):
+        assert np.array_equal(batch.images.movedim(-3, -1).numpy(), data.images.read(rows[number * 4 : number * 4 + 4])) and batch.variation is None
+
+
+@kinds
+def test_both_backends_do_the_same_to_every_kind(kind):
+    data, rows = KINDS[kind], np.arange(len(KINDS[kind]))
+    setting = replace(EVERYTHING, noise=0, blur=0)
+    opencv = Augmenter(setting, data, 0, rows)(rows, 1)
+    recipe, mix, mosaic, everyone = drawn_for(setting, data, rows, 1)
+    pixels = torch.from_numpy(data.images.read(everyone)).movedim(-1, -3)
+    by_torch = augment_tensors(pixels, recipe, None, mix, mosaic)
+    assert by_torch.shape == opencv.images.shape
+    apart = (by_torch.int() - opencv.images.int()).abs().float()
+    assert apart.mean() < (1.5 if kind == "clips" else 0.7), apart.mean()  # the clips are pure noise: each pixel an edge
+    targets = data.column.take(everyone)
+    if kind == "masks":
+        moved, _ = augment_targets(targets.tensors(), recipe, mix, mosaic, data.shape[-2:], 0.25)
+        assert (moved.ids == opencv.targets.ids).float().mean() > 0.995 and torch.equal(moved.share, opencv.targets.share)
+
+
+def drawn_for(setting, data, rows, epoch, seed=0):
+    "Recipe, mix, mosaic, and the rows read for a batch."
+    augmenter, size = Augmenter(setting, data, seed, rows), data.shape[-2:]
+    mix = make_mix(setting, augmenter.draws(rows, epoch), rows, size)
+    mosaic = make_mosaic(setting, augmenter.draws(rows, epoch, "mosaic", len(MOSAIC_COLUMNS)), rows, size)
+    everyone = np.concatenate([rows, *([] if mosaic is None else [mosaic.partners.ravel()]), *([] if mix is None else [mix.partners])])
+    fill = None if data.column.take(rows[:1]).reflects else GREY
+    return make_recipe(setting, augmenter.draws(everyone, epoch), data.shape[-3:], fill), mix, mosaic, everyone
+
+
+def painted_and_framed(seed=0, **setting):
+    "Pictures of plain rectangles after augmentation: with their boxes, and with their masks."
+    rng, images, boxes = np.random.default_rng(seed), np.zeros((30, 64, 64, 1), np.uint8), []
+    for image in images:
+        left, top, wide, high = rng.integers((2, 2, 8, 8), (36, 36, 24, 24)).tolist()
+        image[top : top + high, left : left + wide] = 255
+        boxes.append([[left, top, left + wide, top + high]])
+    data = Dataset("rectangles", ArrayImages(images), BoxColumn(make_boxes(boxes, [[0]] * 30), 1), ("rectangle",))
+    masks = Dataset("rectangles", ArrayImages(images), MaskColumn(lambda rows: images[rows, :, :, 0] // 255, 30, 2), ("background", "rectangle"))
+    made = [Augmenter(replace(NONE, visible=0, **setting), held, seed, np.arange(30))(np.arange(30), 0) for held in (data, masks)]
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("setting", [
+    {"crop": 12}, {"flip": 0.5, "flip_vertical": 0.5}, {"translate": 0.3}, {"scale": 0.4}, {"resized_crop": 0.6}, {"mosaic": 1.0}, {"cutmix": 1.0},
+    {"mosaic": 0.7, "scale": 0.3, "flip": 0.5, "cutmix": 0.5},
+], ids=lambda setting: "+".join(setting))
+def test_boxes_lie_around_what_is_seen(setting):
+    framed, painted = painted_and_framed(**setting)
+    for place in range(30):
+        seen, held = (framed.images[place, 0] > 170), framed.targets.of(place)  # filled with 127
+        union = torch.zeros(64, 64, dtype=torch.bool)
+        for left, top, right, bottom in held.boxes.round().int().tolist(): union[top:bottom, left:right] = True
+        edge = 2 * (held.boxes[:, 2:] - held.boxes[:, :2]).sum() + 8  # a pixel along each side
+        assert (seen & ~union).sum() <= edge
+        if "cutmix" not in setting: assert (union & ~seen).sum() <= edge
+    agree = (painted.images[:, 0] > 127) == (painted.targets.ids == 1)
+    assert agree.float().mean() > 0.985  # by mask, the border reflected
+
+
+def test_boxes_that_are_hardly_seen_are_left_out():
+    def found(visible):
+        augmenter = Augmenter(replace(NONE, translate=0.5, visible=visible), BOXED, 0)
+        return sum(len(augmenter(np.arange(24), epoch).targets.labels) for epoch in range(5))
+    assert found(0.9) < 0.8 * found(0.0)
+    batch = Augmenter(replace(NONE, translate=0.5, visible=1.0), BOXED, 0)(np.arange(24), 0)
+    assert len(batch.targets) == 24 and batch.images.shape[0] == 24
+
+
+def test_only_pictures_with_boxes_are_filled():
+    dark = Dataset("dark", ArrayImages(np.zeros((9, 40, 40, 3), np.uint8)), BoxColumn(make_boxes([[]] * 9, [[]] * 9), 1), ("a",))
+    for setting in (replace(NONE, translate=0.4), replace(NONE, crop=20), replace(NONE, rotate=90)):
+        assert set(Augmenter(setting, dark, 0)(np.arange(9), 0).images.unique().tolist()) >= {0, GREY}
+        for targets in (np.zeros(9, np.int64), MaskColumn(lambda rows: np.zeros((len(rows), 40, 40), np.uint8), 9, 1)):
+            assert not Augmenter(setting, replace(dark, targets=targets), 0)(np.arange(9), 0).images.any()
+
+
+def test_erased_pixels_are_neither_learned_nor_judged():
+    batch = Augmenter(replace(NONE, erase=1, erase_area=0.4), MASKED, 0)(np.arange(24), 0)
+    hidden = batch.targets.ids == 255
+    assert 0.03 < hidden.float().mean() < 0.4
+    for image, mask in zip(batch.images, hidden, strict=True): assert len(image[:, mask].unique()) == 1
+    assert torch.equal(batch.targets.ids[~hidden], torch.from_numpy(MASKS)[~hidden])
+
+
+def test_mixing_masks():
+    rows = np.arange(24)
+    mixed = Augmenter(replace(NONE, mixup=1), MASKED, 0, rows)(rows, 0).targets
+    assert torch.equal(mixed.ids, torch.from_numpy(MASKS)) and ((mixed.share >= 0) & (mixed.share <= 1)).all()
+    partners = make_mix(replace(NONE, mixup=1), Augmenter(NONE, MASKED, 0).draws(rows, 0), rows, (64, 64)).partners
+    assert np.array_equal(mixed.partner.numpy(), MASKS[partners])
+    pasted = Augmenter(replace(NONE, cutmix=1), MASKED, 0, rows)(rows, 0).targets
+    assert pasted.partner is None and not torch.equal(pasted.ids, torch.from_numpy(MASKS))
+
+
+def test_several_labels_blend():
+    batch = Augmenter(replace(NONE, mixup=1), SEVERAL, 0, np.arange(24))(np.arange(24), 0)
+    assert batch.targets.shape == (24, 5) and batch.targets.min() >= 0 and batch.targets.max() <= 1 + 1e-6
+    assert torch.equal(Augmenter(NONE, SEVERAL, 0)(np.arange(24), 0).targets, torch.from_numpy(SEVERAL.targets).float())
+
+
+# Mosaics
+
+
+def test_a_mosaic_counts_labels_by_area():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1).repeat(20, 1).repeat(24, 2)
+    data = dataset_of(images, classes=40)
+    batch = Augmenter(replace(NONE, mosaic=1), data, 0, rows=np.arange(20))(np.arange(20), 0)
+    assert batch.targets[:, 20:].sum() == 0  # partners are training rows only
+    for image, shares in zip(batch.images[:, 0], batch.targets, strict=True):
+        assert torch.allclose(torch.bincount(image.flatten(), minlength=40) / image.numel(), shares, atol=1e-6)
+    assert (batch.targets > 0).sum(1).max() == 4
+
+
+def test_mosaics_change_nothing_else():
+    rows = np.arange(24)
+    some = Augmenter(replace(PRESETS["strong"], mosaic=0.4), MASKED, 0, rows)(rows, 0)
+    none = Augmenter(PRESETS["strong"], MASKED, 0, rows)(rows, 0)
+    same = (some.geometry == none.geometry).all((1, 2))
+    assert 8 < same.sum() < 20 and torch.equal(some.images[same], none.images[same]) and torch.equal(some.targets.ids[same], none.targets.ids[same])
+
+
+def test_geometry_of_a_mosaic_leads_to_its_own_row():
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, None, :, None] * 3, (8, 64, 64, 1)).copy()
+    ramp[..., 0] += np.arange(8, dtype=np.uint8)[:, None, None] * 6
+    data = dataset_of(ramp)
+    setting = replace(NONE, mosaic=1)
+    _, _, mosaic, _ = drawn_for(setting, data, np.arange(8), 0)
+    batch = Augmenter(setting, data, 0, np.arange(8))(np.arange(8), 0)
+    for item in range(8):
+        own = int(np.flatnonzero(mosaic.places[item] == item)[0])
+        left, top, right, bottom = mosaic.windows[item, own]
+        x, y = (left + right) // 2, (top + bottom) // 2
+        place = batch.geometry[item].double().numpy() @ (x, y, 1)
+        assert abs(float(batch.images[item, 0, y, x]) - (place[0] * 3 + 6 * item)) < 4
+
+
+def test_mosaics_need_rows():
+    with pytest.raises(UsageError, match="training rows"): Augmenter(replace(NONE, mosaic=0.5), BOXED, 0)
+    assert make_mosaic(NONE, np.zeros((4, 7), np.float32), np.arange(4), (8, 8)) is None
+    batch = Augmenter(replace(NONE, mosaic=1e-6), MASKED, 0, np.arange(24))(np.arange(24), 0)
+    assert torch.equal(batch.targets.ids, torch.from_numpy(MASKS))
+
+
+# Clips
+
+
+def test_frames_share_all_draws_but_the_noise():
+    still = Dataset("still", ArrayImages(np.repeat(random_pixels(6, 1, 30, 32, 3), 4, 1)), np.arange(6) % 2, ("a", "b"))
+    for setting in (PRESETS["light"], replace(PRESETS["strong"], noise=0, mosaic=0.5), replace(NONE, crop=4, flip=0.5)):
+        images = Augmenter(setting, still, 0, np.arange(6))(np.arange(6), 0).images
+        assert images.shape == (6, 4, 3, 30, 32) and torch.equal(images, images[:, :1].expand_as(images))
+    noisy = Augmenter(replace(NONE, noise=20), still, 0)(np.arange(6), 0).images
+    assert all(not torch.equal(noisy[0, 0], noisy[0, frame]) for frame in range(1, 4))
+
+
+def test_a_frame_is_treated_as_a_picture_is():
+    clips = random_pixels(8, 3, 26, 22, 3)
+    for frame in range(3):
+        pictures = Dataset("frames", ArrayImages(clips[:, frame]), np.arange(8) % 3, ("a", "b", "c"))
+        whole = replace(CLIPS, images=ArrayImages(clips), targets=np.arange(8) % 3)
+        setting = replace(EVERYTHING, noise=0)
+        first, second = (Augmenter(setting, data, 2, np.arange(8))(np.arange(8), 1) for data in (pictures, whole))
+        assert torch.equal(first.images, second.images[:, frame]) and torch.equal(first.targets, second.targets)
+        assert torch.equal(first.geometry, second.geometry)
+
+
+# Transforms of torchvision
+
+
+@kinds
+def test_a_transform_after_ours_goes_with_every_kind(kind):
+    data, rows = KINDS[kind], np.arange(len(KINDS[kind]))
+    setting = replace(PRESETS["light"], mixup=0.3) if kind == "masks" else PRESETS["light"]
+    plain = Augmenter(setting, data, 0, rows)(rows, 2)
+    flipped = Augmenter(setting, data, 0, rows, after=v2.RandomHorizontalFlip(1.0))(rows, 2)
+    assert torch.equal(flipped.images, plain.images.flip(-1))
+    if kind == "masks":
+        for name in ("ids", "partner"): assert torch.equal(vars(flipped.targets)[name], vars(plain.targets)[name].flip(2))
+    elif kind == "boxes":
+        mirrored = torch.tensor([64.0, 0, 64, 0]) + plain.targets.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1])
+        assert torch.allclose(flipped.targets.boxes, mirrored)
+        assert torch.equal(flipped.targets.labels, plain.targets.labels) and torch.equal(flipped.targets.owner, plain.targets.owner)
+    else: assert torch.equal(flipped.targets, plain.targets)
+
+
+def test_a_transform_before_ours_sees_the_row_itself():
+    invert = Augmenter(NONE, MASKED, 0, before=v2.RandomInvert(1.0))(np.arange(4), 0)
+    assert np.array_equal(255 - invert.images.permute(0, 2, 3, 1).numpy(), PIXELS.read(np.arange(4)))
+    setting = replace(NONE, cutmix=1)
+    both = Augmenter(setting, MASKED, 0, np.arange(24), before=v2.RandomInvert(1.0))(np.arange(4), 0)
+    assert torch.equal(both.images, 255 - Augmenter(setting, MASKED, 0, np.arange(24))(np.arange(4), 0).images)  # partners too
+
+
+def test_boxes_that_a_transform_drops():
+    class Half(torch.nn.Module):
+        def forward(self, item):
+            return {**item, "boxes": item["boxes"][1:], "labels": item["labels"][1:]}
+    plain, fewer = (Augmenter(PRESETS["light"], BOXED, 0, after=after)(np.arange(24), 0).targets for after in (None, Half()))
+    for place in range(24):
+        for name in ("boxes", "labels"): assert torch.equal(vars(fewer.of(place))[name], vars(plain.of(place))[name][1:])
+    cropped = Augmenter(NONE, BOXED, 0, after=v2.Compose([v2.RandomCrop(64, padding=30), v2.SanitizeBoundingBoxes()]))(np.arange(24), 0).targets
+    assert len(cropped.labels) < len(plain.labels) and len(cropped.labels) == len(cropped.boxes) == len(cropped.owner) == len(cropped.crowd)
+
+
+def test_transforms_draw_by_row_whatever_other_threads_draw():
+    sometimes = v2.RandomApply([v2.RandomPosterize(3)], 0.5)
+    wild = v2.Compose([v2.RandomPhotometricDistort(p=1), sometimes, v2.ElasticTransform(20.0), v2.RandomGrayscale(0.2)])
+    augmenter = Augmenter(NONE, MASKED, 0, after=wild)
+    expected, stop = [augmenter(np.arange(6), epoch) for epoch in range(2)], False
+
+    def draw_on():
+        while not stop: torch.rand(100)
+
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    again = augmenter(np.arange(6)[::-1], 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again.images.flip(0), expected[0].images) and torch.equal(again.targets.ids.flip(0), expected[0].targets.ids)
+    with ThreadPoolExecutor(4) as pool:
+        noisy = pool.submit(draw_on)
+        made = list(pool.map(lambda number: augmenter(np.arange(6), number % 2), range(6)))
+        stop = True
+        noisy.result()
+    for number, batch in enumerate(made): assert_same(batch, expected[number % 2])
+    assert not torch.equal(expected[0].images, expected[1].images)
+
+
+@pytest.mark.parametrize(("transform", "sentence"), [
+    (v2.Resize(9), "must stay uint8"), (v2.ToDtype(torch.float32, scale=True), "must stay uint8"), (lambda item: None, "gives NoneType"),
+    (lambda item: item["nothing"], "fails"), (lambda item: {**item, "boxes": item["boxes"][:0]}, "SanitizeBoundingBoxes"),
+])
+def test_transforms_that_cannot_be_used(transform, sentence):
+    with pytest.raises(UsageError, match=sentence): Augmenter(NONE, BOXED, 0, after=transform)(np.arange(8), 0)
+
+
+def test_transforms_by_name():
+    by_name = Augmenter(replace(NONE, after="torchvision.transforms.v2:RandomHorizontalFlip"), MASKED, 0)(np.arange(24), 0)
+    given = Augmenter(NONE, MASKED, 0, after=v2.RandomHorizontalFlip())(np.arange(24), 0)
+    assert_same(by_name, given)
+    for path in ("torchvision:__version__", "torchvision.transforms.v2:Nothing", "no_such_module:thing"):
+        with pytest.raises(UsageError): Augmenter(replace(NONE, before=path), MASKED, 0)
+
+
+# Late
+
+
+def test_a_late_augmenter_leaves_the_loss_to_do_the_same():
+    images = smooth(24, 24, 3, batch=10)
+    data = dataset_of(images)
+    for setting in (AugmentConfig(brightness=0.3, contrast=0.3, hue=20), replace(NONE, crop=4, flip=0.5), NONE):
+        late, early = (Augmenter(setting, data, 3, late=wait)(np.arange(10), 4) for wait in (True, False))
+        assert np.array_equal(late.images.permute(0, 2, 3, 1).numpy(), images) and torch.equal(late.targets, early.targets)
+        varied = vary(late.images.float(), late.variation)
+        assert (varied.round().clamp(0, 255) - early.images).abs().mean() < 0.7 and late.variation.exact == is_exact(setting)
+        assert late.to("cpu").variation.geometry.shape == (10, 3, 3)
+    for name in ("blur", "noise", "erase", "mixup", "cutmix", "mosaic"):
+        with pytest.raises(UsageError, match=f"{name} to 0"): Augmenter(replace(NONE, **{name: 1}), data, 0, np.arange(10), late=True)
+
+
 # Settings
 
 
@@ -516,3 +853,17 @@ def test_the_backends_agree_on_any_config(config, height, width, channels, seed)
     opencv = apply_arrays(images.copy(), recipe, strips)
     assert isinstance(recipe, Recipe) and by_torch.shape == opencv.shape
     assert abs(by_torch - opencv).mean() < 1 and np.percentile(abs(by_torch - opencv), 99) <= 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_config_on_every_kind(data):
+    config, kind, epoch = data.draw(configs()), data.draw(st.sampled_from([*KINDS])), data.draw(st.integers(0, 3))
+    held, rows = KINDS[kind], np.array([4, 0, 5])
+    batch = Augmenter(config, held, 1, rows=np.arange(6))(rows, epoch)
+    assert batch.images.shape == (3, *held.shape) and batch.images.dtype == torch.uint8 and batch.geometry.isfinite().all()
+    if kind == "boxes":
+        boxes = batch.targets.boxes
+        assert boxes.isfinite().all() and ((boxes >= 0) & (boxes <= 64)).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all() and (batch.targets.share > 0).all() and (batch.targets.owner.diff() >= 0).all()
+    if kind == "masks": assert ((batch.targets.ids < 6) | (batch.targets.ids == 255)).all()

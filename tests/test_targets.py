@@ -104,6 +104,14 @@ def test_a_window_counts_against_the_whole_box():
     assert seen.labels.tolist() == [1] and seen.boxes.tolist() == [[5, 0, 10, 10]]
 
 
+def test_what_is_wholly_covered_leaves_nothing():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 20, (200, 2)).astype(np.float32)  # places that no float holds exactly
+    boxes = make_boxes([np.concatenate([corner, corner + rng.uniform(1, 20, (200, 2)).astype(np.float32)], 1)], [np.zeros(200, int)])
+    assert len(boxes.covered(np.array([[0, 0, 48, 40]])).labels) == 0
+    assert len(boxes.pasted(boxes, np.array([0]), np.array([[0, 0, 48, 40]]), SIZE).labels) == 200
+
+
 def test_cutting_takes_only_whole_sides():
     boxes = np.array([[2, 2, 8, 8]] * 5, np.float32)
     over = np.array([[0, 0, 5, 9], [0, 0, 5, 5], [3, 3, 7, 7], [0, 6, 9, 9], [0, 0, 9, 9]])
