@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'TRIAL', 'HEADS', 'BACKBONES', 'NO_CHAIN', 'IMAGENET', 'conv_norm', 'small_network', 'Call', 'Calls', 'Link',
            'map_of', 'opens', 'links_in', 'find_links', 'stages_of', 'without_top', 'Backbone', 'put_nested',
-           'is_trunk', 'need_timm', 'library_of', 'lite0_network', 'set_channels', 'make_classifier', 'collected',
-           'chained', 'make_backbone', 'trunk_name', 'imagenet_url', 'imagenet_file', 'weights_file', 'read_state',
-           'fit_channels', 'common_start', 'in_order', 'trunk_state', 'source_of', 'named_state', 'take_weights',
+           'need_timm', 'library_of', 'lite0_network', 'set_channels', 'make_classifier', 'collected', 'chained',
+           'make_backbone', 'trunk_name', 'imagenet_url', 'imagenet_file', 'weights_file', 'read_state', 'fit_channels',
+           'common_start', 'in_order', 'trunk_state', 'source_of', 'named_state', 'take_weights', 'made_with',
            'imagenet_statistics', 'statistics_for', 'Last', 'backbone_network', 'imagenet_classes',
            'pretrained_classifier', 'middle_square']
 
@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .core import UsageError, did_you_mean, look_up
+from .core import UsageError, did_you_mean, look_up, read_json
 from .layers import Normalize, Residual
 from .models import ModelConfig, hollow, torchvision_models
 
@@ -221,13 +221,6 @@ def put_nested(root: nn.Module, name: str, module: nn.Module) -> None:
         root = root.get_submodule(word)
     root.add_module(name.rpartition(".")[2], module)
 
-
-def is_trunk(
-    name: str,  # of a parameter, as `model.named_parameters()` has it
-) -> bool:
-    "Whether a parameter belongs to a model's trunk, which may learn at a rate of its own."
-    return "network.backbone." in f".{name}"
-
 # %% ../nbs/32_transfer.ipynb #1e8a5a65
 BACKBONES: Mapping[str, str] = MappingProxyType({"small": "cnnbench.transfer:small_network", "lite0": "cnnbench.transfer:lite0_network"})
 
@@ -308,7 +301,7 @@ def chained(name: str, shape: tuple[int, int, int], config: ModelConfig, top: bo
     if len(stages) < 2: raise UsageError(NO_CHAIN.format(name))
     return [(link.name, network.get_submodule(link.name)) for link in links[: links.index(stages[-1]) + 1]], stages
 
-
+# %% ../nbs/32_transfer.ipynb #2a0b22d4
 def make_backbone(
     config: ModelConfig,
     shape: tuple[int, int, int],  # (channel, height, width)
@@ -467,8 +460,16 @@ def take_weights(backbone: Backbone, config: ModelConfig) -> None:
     "Loads the weights that `config` names into a trunk; `backbone.note` says in words what was taken. Raises UsageError for what does not fit."
     path = source_of(config)
     where = f"ImageNet ({path.name})" if config.weights == "imagenet" else str(path)
-    state, backbone.note = trunk_state(backbone, named_state(config, path), where, trunk_name(config))
+    try: state, backbone.note = trunk_state(backbone, named_state(config, path), where, trunk_name(config))
+    except UsageError as error: raise UsageError(f"{error}{made_with(path)}") from None
     backbone.trunk.load_state_dict(state, strict=False)
+
+
+def made_with(path: Path) -> str:
+    "Which trunk the weights of an artefact are of, as a further sentence; nothing for other files."
+    facts = path.with_name("artefact.json")
+    held = read_json(facts).get("model", {}) if facts.is_file() else {}
+    return f" It was made with the backbone {held['backbone']} at width {held['width']:g}." if {"backbone", "width"} <= set(held) else ""
 
 # %% ../nbs/32_transfer.ipynb #607a9805
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # 255 times the usual 0.485 … and 0.229 …
