@@ -194,7 +194,7 @@ def bundled(shape: Shape, outputs: int, config: ModelConfig) -> nn.Sequential:
         put_module(network, name, nn.Conv3d(shape[1], first.out_channels, *sizes, bias=first.bias is not None))  # type: ignore[arg-type]
     return chain(("turn", Turn()), ("clips", network))
 
-
+# %% ../nbs/44_video.ipynb #c5c1c28a
 def make_clip_network(
     config: ModelConfig,
     shape: Shape,

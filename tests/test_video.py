@@ -303,12 +303,12 @@ def test_the_exported_model_agrees_on_real_clips(real, tmp_path, name, clips):
 
 def test_motion_is_learned_and_a_single_frame_says_nothing(tmp_path):
     settings = {
-        "data.size": 24, "data.frames": 6, "data.shapes.count": 1200, "train.epochs": 5, "train.precision": "fp32", "train.layout": "contiguous",
-        "threads": 2, "model.width": 0.5,
+        "data.size": 24, "data.frames": 6, "data.shapes.count": 800, "data.val": 0.3, "data.test": 0.1, "train.epochs": 5, "train.batch_size": 16,
+        "train.precision": "fp32", "train.layout": "contiguous", "threads": 2,
     }
     found = {}
     for name in ("difference", "single"):
         setup, _ = resolve(prepare(experiment_for("video", settings | {"model.name": name})))
         folder = create_run(setup, tmp_path / name)
         found[name] = [record.metrics["val_accuracy"] for record in train_run(folder, setup) if isinstance(record, EpochEnd)][-1]
-    assert found["difference"] > 0.6 and found["single"] < 0.3, found
+    assert found["difference"] > 0.4 and found["single"] < 0.25, found  # chance is 0.125; the full figures are measured elsewhere
