@@ -171,7 +171,7 @@ class VideoConfig:
 
     clips: int = span(1, 1, 32, help="parts that a clip's frames are cut into: training takes one, the test averages all")
     cut: str = choice("spread", ("spread", "blocks"), help="spread: each part sees the whole clip; blocks: each part is a stretch of it")
-    subtract: str = choice("auto", ("auto", "yes", "no"), help="take each pixel's mean over time away first; auto: where motion is learned from scratch")
+    subtract: str = choice("auto", ("auto", "yes", "no"), help="take each pixel's mean over time away; auto: where motion is learned from scratch")
 
     def __post_init__(self): check(self)
 
