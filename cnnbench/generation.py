@@ -7,7 +7,8 @@ __all__ = ['SLOPE', 'MODELS', 'LOSSES', 'R1_EVERY', 'NEIGHBOURS', 'QUICK', 'DEFA
            'stages', 'widths', 'Modulated', 'Generator', 'Discriminator', 'Adversaries', 'dcgan', 'build_adversaries',
            'hinge', 'non_saturating', 'gradient_penalty', 'duel_adam', 'last_linear', 'look_at', 'frechet_distance',
            'distances', 'radii', 'cloud_figures', 'Sampler', 'levels_apart', 'MadeImage', 'Samples', 'generate',
-           'real_images', 'Contest', 'Generation', 'made_image', 'quick_figures', 'judged_samples', 'score_questions']
+           'real_images', 'Contest', 'Generation', 'made_image', 'quick_figures', 'on_the_way', 'judged_samples',
+           'score_questions']
 
 # %% ../nbs/43_generation.ipynb #b8b460ad
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,18 +118,17 @@ class Generator(nn.Module):
         super().__init__()
         self.side, doublings = stages(shape[1])
         channels, code = widths(width, doublings), latent + (16 if classes else 0)
-        channels = [*channels, max(4, channels[-1] // 2)]
         self.embedding = nn.Embedding(classes, 16) if classes else None
         self.start = nn.Linear(code, channels[0] * self.side**2)
         self.norms = nn.ModuleList(Modulated(count, code) for count in channels)
-        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, 1, 1) for before, after in zip(channels, channels[1:], strict=False))
-        self.last = nn.Conv2d(channels[-1], shape[0], 3, 1, 1)
+        pairs = zip(channels, [*channels[1:], shape[0]], strict=True)
+        self.doubled = nn.ModuleList(nn.ConvTranspose2d(before, after, 4, 2, 1) for before, after in pairs)
 
     def forward(self, noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         code = noise if self.embedding is None or labels is None else torch.cat([noise, self.embedding(labels)], 1)
         maps = self.start(code).unflatten(1, (-1, self.side, self.side))
-        for norm, conv in zip(self.norms, self.convs, strict=False): maps = conv(F.interpolate(norm(maps, code), scale_factor=2.0))
-        return (self.last(self.norms[-1](maps, code)).float().tanh() + 1) * 127.5
+        for norm, double in zip(self.norms, self.doubled, strict=True): maps = double(norm(maps, code))
+        return (maps.float().tanh() + 1) * 127.5
 
 # %% ../nbs/43_generation.ipynb #a860d674
 class Discriminator(nn.Module):
@@ -232,8 +232,9 @@ def look_at(
     model: nn.Module,  # a classifier: images → logits
     images: torch.Tensor,  # uint8 (image, channel, height, width)
     size: int = 256,  # images at a time
+    root: bool = True,  # of the features
 ) -> tuple[np.ndarray, np.ndarray]:
-    "What a classifier makes of images: features float32 (image, feature), rooted, and probabilities float32 (image, class); it is left as it was."
+    "What a classifier makes of images: features float32 (image, feature), and probabilities float32 (image, class); it is left as it was."
     layer, taken, chances, device = last_linear(model), [], [], next(model.parameters()).device
     with preserved(model), torch.no_grad():
         layer.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].float().flatten(1)))
@@ -241,7 +242,7 @@ def look_at(
         for part in images.split(size): chances.append(model(part.to(device)).float().softmax(1).cpu())
     if not chances: return np.zeros((0, layer.in_features), np.float32), np.zeros((0, layer.out_features), np.float32)
     raw = torch.cat(taken).cpu()
-    return (raw.sign() * raw.abs().sqrt()).numpy(), torch.cat(chances).numpy()
+    return (raw.sign() * raw.abs().sqrt() if root else raw).numpy(), torch.cat(chances).numpy()
 
 # %% ../nbs/43_generation.ipynb #9863b36a
 def frechet_distance(
@@ -333,6 +334,7 @@ class Samples:
     labels: np.ndarray  # int64 (sample,): the class asked for; -1 where none was
     made_features: np.ndarray  # float32 (sample, feature)
     probabilities: np.ndarray  # float32 (sample, class)
+    between: np.ndarray  # uint8 (pair, step, height, width, channel): on the way from one sample to another of its class
 
     def __len__(self) -> int: return len(self.images)
 
@@ -474,6 +476,17 @@ def quick_figures(task: Generation, model: nn.Module, batches: Iterable[Batch]) 
     return {f"val_{name}": value for name, value in found.items()}
 
 
+def on_the_way(
+    first: torch.Tensor,  # (pair, latent)
+    second: torch.Tensor,
+    count: int,  # steps, both ends included
+) -> torch.Tensor:
+    "Codes (pair, step, latent) along the great circle: halfway along a straight line noise would be shorter than any that was trained on."
+    angle = torch.arccos(F.cosine_similarity(first, second, 1).clamp(-0.9999, 0.9999))[:, None, None]
+    share = torch.linspace(0, 1, count)[None, :, None]
+    return (((1 - share) * angle).sin() * first[:, None] + (share * angle).sin() * second[:, None]) / angle.sin()
+
+# %% ../nbs/43_generation.ipynb #77f7a013
 def judged_samples(task: Generation, model: nn.Module, batches: Iterable[Batch]) -> Samples:
     "Samples as many as the settings say, or as there are real images. Raises UsageError without a judge, and where there is nothing to compare with."
     if task.classifier is None:
@@ -483,7 +496,12 @@ def judged_samples(task: Generation, model: nn.Module, batches: Iterable[Batch])
     made = generate(model, codes[0], codes[1] if task.conditional else None)
     (real, _), (features, chances) = look_at(task.classifier, images), look_at(task.classifier, made)
     labels = codes[1].numpy() if task.conditional else np.full(len(made), -1, np.int64)
-    return Samples(rows, real, np.ascontiguousarray(made.movedim(1, -1).numpy()), labels, features, chances)
+    pairs = 5
+    ends, turn = task.codes(2 * pairs)[0], torch.arange(pairs) % max(1, len(task.classes))
+    path = on_the_way(ends[:pairs], ends[pairs:], 8)
+    between = generate(model, path.flatten(0, 1), turn.repeat_interleave(8) if task.conditional else None)
+    channels_last = [np.ascontiguousarray(held.movedim(1, -1).numpy()) for held in (made, between)]
+    return Samples(rows, real, channels_last[0], labels, features, chances, channels_last[1].reshape(pairs, 8, *channels_last[0].shape[1:]))
 
 # %% ../nbs/43_generation.ipynb #4fb6cae1
 def score_questions(task: Generation, model: nn.Module, predictions: Samples, dataset: Dataset, count: int) -> list[Question]:
