@@ -8,8 +8,8 @@ __all__ = ['NUMBER', 'VISIBLE', 'Placed', 'FORMATS', 'KINDS', 'WEAK', 'TARGETS',
            'read_names', 'check_names', 'check_box', 'fit_boxes', 'mask_values', 'read_mask', 'class_table', 'fit_mask',
            'look_at', 'other_size', 'fitting_size', 'stats_of', 'hold_files', 'box_table', 'paint_things', 'mask_of',
            'hold_masks', 'label_table', 'check_some', 'bring_in', 'complete', 'Kind', 'sign_of_folders',
-           'sign_of_clips', 'read_folders', 'read_clips', 'what_is_there', 'recognise', 'kind_of', 'check_kind',
-           'open_dataset', 'Layout', 'load_layout', 'load_shape_labels', 'data_names', 'load_data']
+           'sign_of_clips', 'read_folders', 'read_clips', 'what_is_there', 'strong_signs', 'recognise', 'kind_of',
+           'check_kind', 'open_dataset', 'Layout', 'load_layout', 'load_shape_labels', 'data_names', 'load_data']
 
 # %% ../nbs/11_formats.ipynb #aa0aba4c
 import math
@@ -147,8 +147,8 @@ def read_names(root: Path, name: str = "classes.txt") -> tuple[str, ...]:
 
 def check_names(names: Sequence[Any], where: str) -> None:
     "Raises UsageError for names of classes that are empty, no text, or twice there."
-    wrong = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
-    if wrong is not None: raise UsageError(f"{where}: the name of a class is {shown(wrong)}: give each class a name.")
+    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if wrong: raise UsageError(f"{where}: the name of a class is {shown(wrong[0])}: give each class a name.")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice: raise UsageError(f"{where}: the class {shown(twice[0])} is there twice: give each class a name of its own.")
     if not names: raise UsageError(f"{where} names no classes.")
@@ -204,11 +204,13 @@ def read_mask(path: Path, largest: float) -> np.ndarray:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=PICTURES) as image:
                 if image.width * image.height > largest * 1e6: raise UsageError(f"its {image.width} × {image.height} pixels are too many")
-                return mask_values(image)
+                if image.format != "PNG": return mask_values(image)
+                image.verify()  # checksums, which decoding alone passes over: a damaged byte would be another class
+            with Image.open(path, formats=PICTURES) as image: return mask_values(image)
     except MemoryError: raise
     except Exception as error: raise UsageError(why_unreadable(error, largest)) from error  # decoders raise anything on damaged bytes
 
-
+# %% ../nbs/11_formats.ipynb #e697391b
 def class_table(classes: int) -> np.ndarray:
     "int16 (65536,): the numbers of `classes` as they are, 255 ignored, -1 for every other."
     table = np.full(65536, -1, np.int16)
@@ -464,15 +466,20 @@ def what_is_there(path: Path) -> str:
     return f"It holds {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}." if names else "It is empty."
 
 
+def strong_signs(path: Path) -> dict[str, str]:
+    "What speaks for each format that has files of annotations: its name → why."
+    signs = {name: load_attribute(kind.sign)(path) for name, kind in KINDS.items() if name not in WEAK}
+    return {name: why for name, why in signs.items() if why}
+
+
 def recognise(
     path: Path,
     target: str = "auto",  # kind of target that is wanted
 ) -> tuple[str, str]:
     "The format of a folder or file, and why. Raises UsageError where there is none, or no only one, that gives such targets."
-    signs = {name: load_attribute(kind.sign)(path) for name, kind in KINDS.items() if name not in WEAK}
-    signs = {name: why for name, why in signs.items() if why}
+    signs = strong_signs(path)
     fits = {name: why for name, why in signs.items() if target in ("auto", *KINDS[name].gives)}
-    if not fits:
+    if not signs:
         weak = {name: load_attribute(KINDS[name].sign)(path) for name in WEAK if target in ("auto", *KINDS[name].gives)}
         fits = dict([(name, why) for name, why in weak.items() if why][:1])
     if len(fits) == 1: return next(iter(fits.items()))
@@ -481,7 +488,7 @@ def recognise(
         raise UsageError(f"{path} can be read as {both}: say which in DataConfig.format, or name the one file that is meant.")
     if signs:
         other = "; ".join(f"it looks like {name} ({why}), which gives {' or '.join(KINDS[name].gives)}" for name, why in signs.items())
-        raise UsageError(f"{path} has no annotations that give {target}: {other}.")
+        raise UsageError(f"{path} has nothing that gives {target}: {other}. If that is not so, say what it is in DataConfig.format.")
     kinds = [f"{name}: {kind.looks}" for name, kind in KINDS.items() if target in ("auto", *kind.gives)]
     raise UsageError(f"The format of {path} is not recognised. {what_is_there(path)} What is looked for: {'; '.join(kinds)}.")
 
@@ -597,8 +604,7 @@ def load_data(
     if others and not path.exists():
         known = ", ".join(data_names(target))
         raise UsageError(f"Data set {name} has {' or '.join(others)}, but {TARGETS[target]} are needed. There are: {known}, or a folder.")
-    plain = path.is_dir() and target == "label" and config.format == "auto" and not load_attribute(KINDS["csv"].sign)(path)
-    if plain: return load_dataset(config)
+    if path.is_dir() and target == "label" and config.format == "auto" and not strong_signs(path): return load_dataset(config)
     if path.exists(): return open_dataset(path, config.format, target, config)
     if ":" in name: return check_kind(load_own(config), target)
     beside = [str(Path(name).parent / found.name) for found in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -150,8 +150,9 @@ def meaning(seen: Survey, name: str) -> tuple[np.ndarray, tuple[str, ...], str]:
 def sign_of_masks(path: Path) -> str:
     "What speaks for pairs of images and masks."
     if not path.is_dir() or (path / "SegmentationClass").is_dir(): return ""
-    pairs = [pair for pair in find_pairs(path)[0] if pair.image and pair.mask]
-    return f"{pairs[0].mask} is the mask of {pairs[0].image}, one of {len(pairs)} pairs" if pairs else ""
+    found = find_pairs(path)[0]
+    pairs = [pair for pair in found if pair.image and pair.mask]
+    return f"{pairs[0].mask} is the mask of {pairs[0].image}, one of {len(pairs)} pairs" if 2 * len(pairs) >= max(1, len(found)) else ""
 
 
 def pair_entries(root: Path, faults: Faults) -> list[Entry]:
@@ -279,14 +280,15 @@ def voc_parts(root: Path, kind: str) -> dict[str, int] | None:
     return places or None
 
 
-def voc_names(root: Path) -> tuple[str, ...]:
-    "The classes that classes.txt or labelmap.txt (name:colour:parts:actions in a line) say, without a background."
+def voc_names(root: Path, masks: bool) -> tuple[str, ...]:
+    "The classes that classes.txt or labelmap.txt (name:colour:parts:actions in a line) say, without the background of masks."
     names = read_names(root)
     if not names and (root / "labelmap.txt").is_file():
+        masks = True  # CVAT's lists it for boxes too
         lines = [line.strip() for line in read_lines(root / "labelmap.txt", "labelmap.txt")]
         names = tuple(line.partition(":")[0] for line in lines if line and not line.startswith("#"))
         check_names(names, "labelmap.txt")
-    return names[1:] if names and names[0].lower() in ("background", "__background__", "_background_") else names
+    return names[1:] if masks and names and names[0].strip("_").lower() == "background" else names
 
 # %% ../nbs/18_sidecars.ipynb #bd1bf533
 Found = tuple[str, tuple[float, float, float, float], bool, str]  # name, box, difficult, where
@@ -317,7 +319,7 @@ def voc_boxes(path: Path, root: Path, target: str, faults: Faults) -> Annotation
     there = {file.stem for file in files}
     for stem in parts or ():
         if stem not in there: faults.note(f"ImageSets/Main, {stem}", f"there is no Annotations/{stem}.xml")
-    names = voc_names(root) or tuple(sorted({name for _, things in found for name, *_ in things}))
+    names = voc_names(root, False) or tuple(sorted({name for _, things in found for name, *_ in things}))
     if not names: raise UsageError(f"{path} has no objects in its XML files.")
     classes, entries = {name: number for number, name in enumerate(names)}, []
     for entry, things in found:
@@ -338,7 +340,7 @@ def voc_masks(root: Path, config: DataConfig) -> Annotations:
         Entry(voc_image(root, stem, ""), f"SegmentationClass/{stem}.png", parts[stem] if parts else OPEN, mask=f"SegmentationClass/{stem}.png")
         for stem in stems
     ]
-    names = voc_names(root)
+    names = voc_names(root, True)
     if len(names) > 254: raise UsageError(f"{root} names {len(names)} classes: masks hold 254 at most.")
     note = "" if names else "No classes.txt: taken for VOC's twenty classes."
     return Annotations(root, "masks", ("background", *(names or VOC_CLASSES)), entries, faults, note=note)

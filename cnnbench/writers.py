@@ -29,7 +29,7 @@ from .coco import compress, run_lengths
 from .core import UsageError, look_up
 from .data import OPEN, TEST, TRAIN, VAL, Dataset
 from .formats import TARGETS, check_names, kind_of
-from .tables import find_columns, layout_of
+from .tables import find_columns, plain_name, split_headings
 from .targets import IGNORE, Boxes
 
 # %% ../nbs/16_writers.ipynb #d7f70ae1
@@ -257,10 +257,12 @@ def write_csv(
     "Write a data set as annotations.csv beside images/, its classes in classes.txt. Raises UsageError for one that it cannot hold."
     kind, files = check_writable(dataset, "CSV", ("boxes", "label", "labels")), [f"images/{name}.png" for name in row_names(dataset)]
     lines = table_rows(dataset, kind, files, row_parts(dataset))
-    if layout_of(lines[0]) != kind or kind == "labels" and not set(find_columns(lines[0])) <= {"image", "part"}:
-        raise UsageError(f"Data set {dataset.name}: its classes {', '.join(dataset.classes[:8])} cannot all head a column of a table: rename them.")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
+    headings, last = split_headings(text.getvalue().partition("\n")[0])[0], {"part": len(lines[0]) - 1} if lines[0][-1] == "part" else {}
+    plain_names = {plain_name(heading) for heading in headings}
+    if kind == "labels" and (list(headings) != lines[0] or find_columns(headings) != {"image": 0} | last or len(plain_names) < len(headings)):
+        raise UsageError(f"Data set {dataset.name}: its classes {', '.join(dataset.classes[:8])} cannot all head a column of a table: rename them.")
     with new_folder(folder) as aside:
         write_pictures(dataset, aside, files)
         (aside / "annotations.csv").write_text(text.getvalue(), encoding="utf-8")
