@@ -163,8 +163,8 @@ def test_nothing_found_or_nothing_there(empty, scenes, task):
 
 def test_evaluation_of_perfect_boxes(scenes, task):
     told = scenes.targets.take(np.arange(12))
-    found = Detections(np.arange(12), told.boxes, np.full(len(told.labels), 0.9, np.float32), told.labels, told.owner, told.boxes, told.labels, told.owner,
-                       told.crowd)
+    scores = np.full(len(told.labels), 0.9, np.float32)
+    found = Detections(np.arange(12), told.boxes, scores, told.labels, told.owner, told.boxes, told.labels, told.owner, told.crowd)
     evaluation = judge_boxes(found, task, scenes)
     assert evaluation.figures["map"].value == pytest.approx(1) and evaluation.figures["map"].high == 1
     assert {name: count for name, (count, _) in evaluation.errors.items()} == dict.fromkeys(FAULTS, 0)
