@@ -311,8 +311,9 @@ def list_inputs(
     for number, item in enumerate(inputs):
         if isinstance(item, np.ndarray): found.append((f"{kind} {number}", item))
         elif not isinstance(item, (str, Path)): raise UsageError(f"Input {number} is {type(item).__name__}: give a file, a folder or a uint8 array.")
-        elif Path(item).is_dir() and not (clips and list_images(Path(item))):
+        elif Path(item).is_dir():
             inside = [Path(item) / name for name in (list_clips if clips else list_images)(Path(item))]
+            if clips and not inside and list_images(Path(item)): inside = [Path(item)]  # a folder of frames
             if not inside: raise UsageError(f"There are no {kind}s in {item}.")
             found += [(str(path), path) for path in inside]
         else: found.append((str(item), Path(item)))
