@@ -169,7 +169,7 @@ def folder_header(path: Path, largest: float) -> ClipHeader:
     check_limits(first.height, first.width, len(files), largest)
     return ClipHeader(len(files), first.height, first.width, 0.0, first.grey, "folder")
 
-
+# %% ../nbs/08_frames.ipynb #b3dcebd6
 def reason(error: Exception, largest: float) -> str:
     "Why a clip cannot be read, in words. Raises MemoryError where it is not the clip's fault."
     own = type(error).__module__.startswith("av.")
@@ -241,7 +241,7 @@ def decode_clip(path: Path, kind: str, wanted: Sequence[int], finish: Finish, la
     try: return decode_video(path, wanted, finish, largest)
     except Landed: return decode_video(path, wanted, finish, largest, jump=False)
 
-
+# %% ../nbs/08_frames.ipynb #34d7987a
 def read_clip(
     path: Path | str,
     sampling: Sampling = Sampling(),
@@ -295,7 +295,7 @@ def write_video(path: Path, clip: np.ndarray, rate: int) -> None:
         for frame in clip: container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
-
+# %% ../nbs/08_frames.ipynb #b77bf0ca
 def write_clip(
     path: Path | str,  # .mp4, .mov, .mkv, .webm, .avi, .gif, .webp; without a suffix: a folder of numbered PNG files
     clip: np.ndarray,  # uint8 (time, height, width, 1 or 3)
