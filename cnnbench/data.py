@@ -55,7 +55,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on `device`; images keep their memory layout."
-        return Batch(*(None if held is None else held.to(device, non_blocking=True) for held in vars(self).values()))
+        return Batch(*(None if held is None else held.to(device, non_blocking=True) for held in vars(self).values()))  # type: ignore[arg-type]
 
     def __len__(self) -> int: return len(self.rows)
 

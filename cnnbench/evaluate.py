@@ -265,6 +265,7 @@ def evaluate(
 # %% ../nbs/70_evaluate.ipynb #5303147a
 def figure_text(name: str, interval: Interval) -> tuple[str, str]:
     "A figure's value and its bounds, in per cent where it is a share."
+    if interval.low is None or interval.high is None: return f"{interval.value:.3f}", "–"
     if name in SHARES: return f"{100 * interval.value:.1f} %", f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
     return f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
 
@@ -480,7 +481,7 @@ def label_figures(chances: np.ndarray, truth: np.ndarray) -> tuple[dict[str, flo
     "map, f1 and exact; average precision and F1 of each class; of probabilities and zeros and ones (item, class)."
     from sklearn.metrics import average_precision_score, f1_score
 
-    there, said = truth.any(0), chances > 0.5
+    there, said = truth.sum(0) > 0, chances > 0.5
     precision = np.array([average_precision_score(truth[:, k], chances[:, k]) if there[k] else np.nan for k in range(truth.shape[1])])
     f1 = np.atleast_1d(f1_score(truth, said, average=None, zero_division=0))
     mean = float(precision[there].mean()) if there.any() else 0.0
