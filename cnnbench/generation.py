@@ -292,7 +292,7 @@ def cloud_figures(
     }
 
 # %% ../nbs/43_generation.ipynb #87ff9a98
-BREADTH = 1.2  # of the noise, over that of training
+BREADTH = 1.25  # of the noise, over that of training
 
 
 class Sampler(nn.Module):
@@ -413,7 +413,7 @@ QUICK = 360  # images on either side of an epoch's figures, at most
 DEFAULTS: Mapping[str, Any] = MappingProxyType({
     "model.name": "dcgan", "task.generation.spectral": False, "task.generation.r1": 0.5,
     "train.optimizer": "cnnbench.generation:duel_adam", "train.lr": 1e-3, "train.schedule": "constant", "train.warmup": 0.0,
-    "train.weight_decay": 0.0, "train.average": 0.99, "train.precision": "fp32", "train.epochs": 160,
+    "train.weight_decay": 0.0, "train.average": 0.99, "train.precision": "fp32", "train.epochs": 140,
     "augment.rotate": 0.0, "augment.scale": 0.0, "augment.translate": 0.0, "augment.shear": 0.0, "augment.crop": 4,
     "augment.brightness": 0.0, "augment.contrast": 0.0,
 })
