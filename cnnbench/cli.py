@@ -113,7 +113,7 @@ def predict(
         print(f"Written: {csv}")
     return int(all(prediction.error for prediction in predictions))
 
-
+# %% ../nbs/91_cli.ipynb #0d68183d
 def sample(
     artefact: Path,  # a folder that a run of generation exported
     out: Path,  # folder for the images; it is made

@@ -213,7 +213,7 @@ def parse_flags(
     values = tyro.cli(type(default), args=flags, default=default, prog=prog, description=description, registry=registry, config=marks)
     return from_dict(type(default), values)  # type: ignore[arg-type]
 
-
+# %% ../nbs/01_config.ipynb #0acf7be3
 def to_flags(
     config: Any,
     base: Any = None,  # what the flags start from; the class's defaults where None

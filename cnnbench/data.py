@@ -571,7 +571,7 @@ def check_classes(dataset: Dataset) -> None:
         missing = ", ".join([dataset.classes[target] for target in there if target not in shown][:5])
         if missing: raise UsageError(f"Data set {dataset.name}: {missing} has images in {name} but none in train. Add some, or leave the class out.")
 
-
+# %% ../nbs/10_data.ipynb #d09b732e
 def load_dataset(
     config: DataConfig,
 ) -> Dataset:

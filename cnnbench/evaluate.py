@@ -122,7 +122,7 @@ def bootstrap_figures(
         parts.append(weighted_figures(scores, torch.from_numpy(weights).double(), bins))
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
-
+# %% ../nbs/70_evaluate.ipynb #0c78f539
 def intervals(
     scores: Scores,
     seed: int = 0,

@@ -121,7 +121,7 @@ def prepare(experiment: Experiment) -> Setup:
     setup.build(bare=True)  # a wrong shape is reported by layer
     return setup
 
-
+# %% ../nbs/51_experiment.ipynb #81b17f06
 def helper_model(folder: str, task: Task, dataset: Dataset) -> nn.Module:
     "The model of the finished run in `folder`. Raises UsageError where it is of another task, or takes other images."
     setup = open_setup(folder)
@@ -177,7 +177,7 @@ def memory_needed(model: nn.Module, shape: tuple[int, ...], batch_size: int) -> 
     try: return summarize(model, shape).batch_bytes(batch_size, states=2)
     except UsageError: return 16 * sum(value.numel() for value in model.parameters())
 
-
+# %% ../nbs/51_experiment.ipynb #a1d415f5
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     "Inside the block torch computes with `count` threads; afterwards with as many as before."

@@ -342,7 +342,7 @@ class OneImage:
     def weight(self, batch: Batch, player: str) -> float: return len(batch)
     def inputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]: return (images,)
 
-
+# %% ../nbs/40_tasks.ipynb #48e8e470
 class Classification(OneImage):
     "One class an image."
 

@@ -196,7 +196,7 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
     for group in optimizer.param_groups: group["initial_lr"], group["decays"] = group["lr"], group["params"][0].ndim >= 2
     return optimizer
 
-
+# %% ../nbs/50_train.ipynb #be5ad15b
 def start_run(
     config: TrainConfig,
     model: nn.Module,  # on its device
