@@ -272,13 +272,13 @@ def test_raw_scores_are_torchvision_s_own(foreign, scenes, name):
     task, model = foreign(name)
     model.eval()
     detector, images = model.network.detector, model.normalize(batch_of(scenes, [0, 2]).images)
-    detector.score_thresh, detector.nms_thresh, detector.detections_per_img, detector.topk_candidates = 0.001, 0.6, 20, 200
+    detector.score_thresh, detector.nms_thresh, detector.detections_per_img, detector.topk_candidates = 0.001, 0.6, 200, 200
     with torch.no_grad(): own, (boxes, scores, labels, owner) = detector(list(images)), detect(model.network, images, task.settings)
     for image, found in enumerate(own):
-        mine = scores[owner == image]
-        torch.testing.assert_close(mine[:10], found["scores"][:10], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(boxes[owner == image][0], found["boxes"][0], rtol=1e-3, atol=1e-2)
-        assert int(labels[owner == image][0]) == int(found["labels"][0]) - int(model.network.background)
+        real = (found["boxes"][:, 2:] - found["boxes"][:, :2] > 0.01).all(1)  # FCOS gives boxes without an area, too: ours leaves them out
+        torch.testing.assert_close(scores[owner == image][:10], found["scores"][real][:10], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(boxes[owner == image][0], found["boxes"][real][0], rtol=1e-3, atol=1e-2)
+        assert int(labels[owner == image][0]) == int(found["labels"][real][0]) - int(model.network.background)
     model.train()
 
 
