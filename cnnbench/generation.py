@@ -292,7 +292,7 @@ def cloud_figures(
     }
 
 # %% ../nbs/43_generation.ipynb #87ff9a98
-BREADTH = 1.25  # of the noise, over that of training
+BREADTH = 1.3  # of the noise, over that of training
 
 
 class Sampler(nn.Module):
