@@ -133,7 +133,7 @@ def own_blocks(blocks: Sequence[Block]) -> Iterator[str]:
 def check_own(info: ArtefactInfo, own: bool) -> None:
     "Raises UsageError where `info` names code that is not allowed, cannot be imported, or is nothing that builds a network."
     blocks = list(own_blocks(parse_spec(info.model.spec))) if info.model.name == "spec" else []
-    for name in [info.model.name, info.task.name, info.task.loss, *blocks]:
+    for name in [info.model.name, info.model.backbone, info.task.name, info.task.loss, *blocks]:
         if ":" not in name: continue
         if not own: raise UsageError(f"This artefact names code outside of cnnbench, {name}, which is not allowed here.")
         try: found = load_attribute(name)

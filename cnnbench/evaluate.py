@@ -448,6 +448,9 @@ def judge_classes(predictions: Predictions, task: Any, dataset: Any, seed: int =
     return evaluate(predictions, task.classes, seed=seed)
 
 # %% ../nbs/70_evaluate.ipynb #58b64647
+LABEL_HEADINGS = ("class", "images", "average precision", "F1")
+
+# %% ../nbs/70_evaluate.ipynb #a85309a7
 @dataclass(frozen=True, eq=False)
 class LabelEvaluation:
     "What is known of a multi-label classifier from one split."
@@ -472,9 +475,6 @@ class LabelEvaluation:
         return "\n".join([f"{self.items} images, {len(self.classes)} classes", *lines, "", text_table(LABEL_HEADINGS, self.rows())])
 
     def sections(self) -> list[tuple[str, Any]]: return [("Classes", (LABEL_HEADINGS, self.rows()))]
-
-
-LABEL_HEADINGS = ("class", "images", "average precision", "F1")
 
 
 def label_figures(chances: np.ndarray, truth: np.ndarray) -> tuple[dict[str, float], np.ndarray, np.ndarray]:

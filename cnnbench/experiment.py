@@ -127,6 +127,7 @@ def helper_model(folder: str, task: Task, dataset: Dataset) -> nn.Module:
     setup = open_setup(folder)
     if setup.experiment.task.name != task.helper:
         raise UsageError(f"TaskConfig.helper: {folder} is a run of {setup.experiment.task.name}, not {task.helper}.")
+    if not is_done(folder): raise UsageError(f"TaskConfig.helper: {folder} is not trained to its end: `cnnbench resume {folder}` goes on with it.")
     if setup.dataset.shape != dataset.shape:
         raise UsageError(f"TaskConfig.helper: {folder} takes images of {setup.dataset.shape}, but those of {dataset.name} are {dataset.shape}.")
     return load_model(folder, setup).requires_grad_(False)

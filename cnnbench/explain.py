@@ -301,6 +301,7 @@ def explanation_grid(
     captions: Sequence[Any] | None = None,  # one for each image
     cell: int = 112,  # px that an image's longest side gets
     opacity: float = 0.85,  # of a map's strongest value
+    pictures: Sequence[np.ndarray] | None = None,  # what is shown instead of the images themselves, uint8 (height, width, 3)
 ) -> Image.Image:
     "One picture: a row for each image, with its map by each method beside it."
     pixels, shown, words, clips = to_pixels(images), [], [], images.ndim == 5
@@ -310,7 +311,7 @@ def explanation_grid(
     for index, image in enumerate(pixels):
         maps = [side_by_side(found.maps[index]) if clips else found.maps[index] for found in attributions]
         image = side_by_side(image) if clips else image
-        shown += [image, *(heat_overlay(image, values, opacity) for values in maps)]
+        shown += [image if pictures is None else pictures[index], *(heat_overlay(image, values, opacity) for values in maps)]
         words += ["" if captions is None else captions[index], *(found.method.rpartition(":")[2].replace("_", " ") for found in attributions)]
     columns = 1 if clips else 1 + len(attributions)  # a strip of frames has a line of its own
     return image_grid(shown, words, columns=columns, cell=cell * min(images.shape[1], 6) if clips else cell, size=11)

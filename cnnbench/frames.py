@@ -24,7 +24,7 @@ from PIL import Image
 
 from .config import check, choice, span
 from .core import UsageError, replacing
-from .images import LARGEST, SUFFIXES, decode_file, fit_image, pixels_of, read_header, to_pixels, why_unreadable
+from .images import LARGEST, SUFFIXES, decode_file, fit_image, pixels_of, read_header, to_pixels, walk_folders, why_unreadable
 from .plot import as_colour
 
 # %% ../nbs/08_frames.ipynb #eda0fbb1
@@ -263,17 +263,12 @@ def read_clip(
 # %% ../nbs/08_frames.ipynb #a9251812
 def list_clips(folder: Path) -> list[str]:
     "Every clip at any depth, as a path relative to `folder`, in natural order: files by their suffix, and folders that hold frames."
-    found, seen = [], set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]  # a link may lead back up
-        if real in seen: continue
-        seen.add(real)
-        shown = [name for name in names if not name.startswith(".")]
-        found += [Path(here, name).relative_to(folder).as_posix() for name in shown if name.lower().endswith(VIDEOS + ANIMATIONS)]
-        stills = any(name.lower().endswith(SUFFIXES) and not name.lower().endswith(ANIMATIONS) for name in shown)
-        if stills and Path(here) != folder: found.append(Path(here).relative_to(folder).as_posix())
-    return sorted(found, key=natural)
+    found = []
+    for here, names in walk_folders(folder):
+        found += [here / name for name in names if name.lower().endswith(VIDEOS + ANIMATIONS)]
+        stills = any(name.lower().endswith(SUFFIXES) and not name.lower().endswith(ANIMATIONS) for name in names)
+        if stills and here != folder: found.append(here)
+    return sorted((path.relative_to(folder).as_posix() for path in found), key=natural)
 
 # %% ../nbs/08_frames.ipynb #f3944d39
 CODECS = MappingProxyType({  # suffix → FFmpeg's container, codec, pixel format

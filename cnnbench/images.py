@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'PADDING', 'FORMATS', 'SUFFIXES', 'Fit', 'plan_fit', 'fit_image', 'ImageHeader', 'is_deep', 'read_header',
-           'turn_upright', 'pixels_of', 'decode_file', 'why_unreadable', 'to_pixels', 'read_image', 'list_images']
+           'turn_upright', 'pixels_of', 'decode_file', 'why_unreadable', 'to_pixels', 'read_image', 'walk_folders',
+           'list_images']
 
 # %% ../nbs/04_images.ipynb #5d44e603
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -202,13 +204,18 @@ def read_image(
     except UsageError as error: raise UsageError(f"{path} cannot be read: {error}.") from error
 
 # %% ../nbs/04_images.ipynb #6e40c035
-def list_images(folder: Path) -> list[str]:
-    "Every image file at any depth, by its suffix, as a path relative to `folder`, sorted; links are followed, hidden ones passed over."
-    found, seen = [], set()
+def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    "Each folder at any depth, `folder` first, and the names of its files; links are followed, hidden ones passed over."
+    seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]  # a link may lead back up
         if real in seen: continue
         seen.add(real)
-        found += [Path(here, name).relative_to(folder).as_posix() for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(found)
+        yield Path(here), [name for name in names if not name.startswith(".")]
+
+
+def list_images(folder: Path) -> list[str]:
+    "Every image file at any depth, by its suffix, as a path relative to `folder`, sorted; links are followed, hidden ones passed over."
+    found = [here / name for here, names in walk_folders(folder) for name in names if name.lower().endswith(SUFFIXES)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)

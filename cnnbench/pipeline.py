@@ -117,7 +117,7 @@ def explain_stage(folder: Path, setup: Setup, say: Say = print, methods: Sequenc
     predictions, model = judged_predictions(folder, setup), load_model(folder, setup)
     questions = setup.task.questions(model, predictions, setup.dataset, count)
     answers = [explain_question(question, methods) for question in questions]
-    pictures = [explanation_grid(q.images, found, q.captions) for q, (found, _) in zip(questions, answers, strict=True)]
+    pictures = [explanation_grid(q.images, found, q.captions, pictures=q.pictures) for q, (found, _) in zip(questions, answers, strict=True)]
     picture = stack_pictures(pictures) if pictures else Image.new("RGB", (16, 16), "white")
     with replacing(folder / "explanations.jpg") as aside: aside.write_bytes(to_jpeg(picture))
     facts = [{"method": each.method, "layer": each.layer, "seconds": round(each.seconds, 3)} for found, _ in answers for each in found]
@@ -405,7 +405,8 @@ def with_helper(experiment: Experiment, root: Path, say: Say, stop: Callable[[],
         if replace(load_experiment(folder), name="") == replace(setup.experiment, name=""): break
     if not is_done(folder):
         say(f"{experiment.task.name.capitalize()} needs a {kind} run of the same data: {folder}.")
-        train_stage(folder, open_setup(folder), say, stop, watch)
+        if not train_stage(folder, open_setup(folder), say, stop, watch):
+            raise UsageError(f"Stopped while {folder} was trained, which {experiment.task.name} needs; the same command goes on with it.")
     return replace(experiment, task=replace(experiment.task, helper=str(folder)))
 
 # %% ../nbs/87_pipeline.ipynb #ce090ae4

@@ -45,7 +45,7 @@ def load_scene_boxes(config: DataConfig) -> Dataset:
     "Scenes of one to five shapes with their boxes. `size=0` draws at 128 px."
     source, notes = draw_scenes(config, lambda row, scene: (scene.boxes, scene.labels))
     table = make_boxes([boxes for boxes, _ in notes], [labels for _, labels in notes])
-    return Dataset("shapes", source, BoxColumn(table, len(SHAPES)), SHAPES)
+    return Dataset("shapes", source, BoxColumn(table, len(SHAPES)), SHAPES, fit=config.fit)
 
 # %% ../nbs/14_scenes.ipynb #9ee08c4d
 def load_scene_masks(config: DataConfig) -> Dataset:
@@ -62,4 +62,4 @@ def load_scene_masks(config: DataConfig) -> Dataset:
 
     source, _ = draw_scenes(config, note)
     column = MaskColumn(read, count, len(SHAPES) + 1, key=f"scenes 1 {seed} {count} {size}")
-    return Dataset("shapes", source, column, ("background", *SHAPES))
+    return Dataset("shapes", source, column, ("background", *SHAPES), fit=config.fit)

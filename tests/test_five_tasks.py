@@ -2,17 +2,14 @@
 
 import json
 import math
-import os
 import re
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import in_two_processes
 from PIL import Image
 from torch import nn
 
@@ -198,22 +195,14 @@ def test_eight_small_batches_are_one_large(task):
     assert_same_steps(steps_of(task, [[every]] * 2), steps_of(task, [ragged] * 2))
 
 
-def work(rank: int, port: int, folder: str) -> None:
+def work(rank: int) -> dict[str, tuple[torch.Tensor, list[dict[str, float]]]]:
     "Train every task on this process's share, unequal in number."
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     mine = torch.arange(16)[(torch.arange(16) % 3 == 0) == (rank == 0)]
-    try: torch.save({task: steps_of(task, [[mine]] * 2) for task in SETTINGS}, f"{folder}/{rank}.pt")
-    finally: dist.destroy_process_group()
+    return {task: steps_of(task, [[mine]] * 2) for task in SETTINGS}
 
 
 def test_two_processes_are_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = in_two_processes(work, tmp_path)
     for task in SETTINGS:
         alone = steps_of(task, [[torch.arange(16)]] * 2)
         assert torch.equal(first[task][0], second[task][0]), task

@@ -306,7 +306,6 @@ def test_imagenet_and_kinetics_by_name(tmp_path):
     assert len(load_data(DataConfig(name=str(tmp_path / "kinetics"), size=32), "clips")) == 8
 
 
-@pytest.mark.skipif(not find_spec("deepforest"), reason="deepforest's photos are not installed")
 def test_the_trees_of_deepforest():
     folder = Path(find_spec("deepforest").submodule_search_locations[0]) / "data"
     trees = open_dataset(folder / "OSBS_029.csv", config=AS_IS)
@@ -318,7 +317,6 @@ def test_the_trees_of_deepforest():
     with pytest.raises(UsageError, match="holds the tables .*: name the one file that is meant"): open_dataset(folder, "csv")
 
 
-@pytest.mark.skipif(not find_spec("stardist"), reason="stardist's pictures are not installed")
 def test_the_nuclei_of_stardist():
     folder = Path(find_spec("stardist").submodule_search_locations[0]) / "data" / "images"
     with pytest.raises(UsageError, match="histo.jpg: it has no mask"): open_dataset(folder)

@@ -26,7 +26,7 @@ TRAIN = TrainConfig(epochs=4, optimizer="cnnbench.generation:duel_adam", lr=1e-3
 
 
 def make_task(loss: str = "auto", **changes: Any) -> Generation:
-    return Generation(TaskConfig(name="generation", loss=loss, generation=GenerationConfig(**{"latent": 8} | changes)), ["one", "two", "three"], 3)
+    return Generation(TaskConfig(name="generation", loss=loss, generation=GenerationConfig(**{"latent": 8, "spectral": True, "r1": 0.1} | changes)), ["one", "two", "three"], 3)
 
 
 def build(task: Generation, side: int = 8, name: str = "dcgan") -> Any:
@@ -219,7 +219,7 @@ def test_onnx_makes_the_same_images(conditional, tmp_path):
     for count in (1, 5):
         made = session.run(None, {name: value[:count].numpy() for name, value in zip(task.input_names, inputs, strict=True)})[0]
         assert made.dtype == np.uint8 and made.shape == (count, 1, 16, 16)
-        assert levels_apart(made, generate(model, inputs[0], inputs[1] if conditional else None)[:count].numpy()).largest == 0
+        assert levels_apart(made, generate(task.deployed(model), inputs[0], inputs[1] if conditional else None)[:count].numpy()).largest == 0
     names = {item.name for item in __import__("onnx").load(str(tmp_path / "model.onnx")).graph.initializer}
     assert not any("discriminator" in name for name in names)
 
@@ -275,7 +275,7 @@ def test_predictions_hold_what_the_judge_needs():
     features, chances = look_at(task.classifier, batch.images)  # type: ignore[arg-type]
     assert np.array_equal(found.rows, batch.rows.numpy()) and np.allclose(found.features, features, atol=1e-5) and chances.shape == (16, 3)
     assert found.images.shape == (16, 8, 8, 1) and found.labels.tolist() == [place % 3 for place in range(16)]
-    assert np.array_equal(found.images, generate(model, *task.codes(16)).movedim(1, -1).numpy())
+    assert np.array_equal(found.images, generate(task.deployed(model), *task.codes(16)).movedim(1, -1).numpy())
     assert found.between.shape == (5, 8, 8, 8, 1) and np.abs(found.between[0, 0].astype(int) - found.images[0]).max() <= 1
     raw = look_at(task.classifier, batch.images, root=False)[0]  # type: ignore[arg-type]
     assert np.allclose(features**2, raw, atol=1e-4)

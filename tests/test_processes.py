@@ -1,15 +1,12 @@
 """Two processes that share the work take the steps that one takes alone (torch's own DDP over gloo, on this machine)."""
 
 import math
-import os
-import socket
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import in_two_processes
 
 from cnnbench.data import Batch
 from cnnbench.models import ModelConfig, build_model
@@ -42,19 +39,8 @@ def trained(rank: int, ranks: int) -> tuple[torch.Tensor, list[float]]:
     return torch.cat([value.detach().flatten() for value in run.model.parameters()]), losses
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try: torch.save(trained(rank, 2), f"{folder}/{rank}.pt")
-    finally: dist.destroy_process_group()
-
-
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, str(tmp_path)), nprocs=2)
-    (first, shares), (second, others) = (torch.load(Path(tmp_path) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, shares), (second, others) = in_two_processes(partial(trained, ranks=2), tmp_path)
     alone, losses = trained(0, 1)
     assert torch.equal(first, second)  # the processes agree to the bit
     torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)  # and with one process but for the order of sums

@@ -13,7 +13,7 @@ from torch import nn
 
 from cnnbench.core import UsageError, torch_seed
 from cnnbench.data import ArrayImages, Batch, DataConfig, Dataset, load_digits
-from cnnbench.generation import BREADTH, Generation, Samples, look_at, make_noise
+from cnnbench.generation import Generation, Samples, look_at, make_noise
 from cnnbench.layers import Normalize
 from cnnbench.models import ModelConfig
 from cnnbench.samples import (
@@ -73,7 +73,7 @@ def evaluated(digits: Dataset, classifier: nn.Module, images: torch.Tensor, pick
 
 def of_class(digits: Dataset, rows: np.ndarray, kinds: int) -> Any:
     "A picker: the label's first `kinds` images among `rows`, in turn from sample to sample."
-    known = BREADTH * make_noise(0, "samples", 0, range(len(TEST)), 64)[:, 0]
+    known = TaskConfig().generation.breadth * make_noise(0, "samples", 0, range(len(TEST)), 64)[:, 0]
     table = torch.stack([torch.from_numpy(np.resize(np.flatnonzero(digits.targets[rows] == label)[:kinds], kinds)) for label in range(10)])
     return lambda noise, labels: table[labels, (known - noise[:, :1]).abs().argmin(1) // 10 % kinds]
 

