@@ -26,7 +26,8 @@ TRAIN = TrainConfig(epochs=4, optimizer="cnnbench.generation:duel_adam", lr=1e-3
 
 
 def make_task(loss: str = "auto", **changes: Any) -> Generation:
-    return Generation(TaskConfig(name="generation", loss=loss, generation=GenerationConfig(**{"latent": 8, "spectral": True, "r1": 0.1} | changes)), ["one", "two", "three"], 3)
+    settings = GenerationConfig(**{"latent": 8, "spectral": True, "r1": 0.1} | changes)
+    return Generation(TaskConfig(name="generation", loss=loss, generation=settings), ["one", "two", "three"], 3)
 
 
 def build(task: Generation, side: int = 8, name: str = "dcgan") -> Any:
