@@ -292,7 +292,7 @@ def box_sections(evaluation: BoxEvaluation) -> list[tuple[str, Any]]:
     "What a report shows."
     pictures = [("Examples: what is there, and what was found", evaluation.examples)] if evaluation.examples is not None else []
     return [
-        ("Figures", (("figure", "value", "interval"), figure_rows(evaluation))), *pictures, ("Precision and recall", pr_figure(evaluation)),
+        *pictures, ("Precision and recall", pr_figure(evaluation)),
         ("By class", (CLASS_HEADS, class_rows(evaluation))), ("What the errors cost", errors_figure(evaluation)),
     ]
 

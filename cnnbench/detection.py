@@ -496,7 +496,7 @@ def boxes_apart(made: Sequence[np.ndarray], wanted: Sequence[np.ndarray], thresh
     most = max(len(made[1]), len(wanted[1]))
     same = (shifts.max(1, initial=0) < 0.1) & (turns < 0.001)
     scale = float(np.abs(wanted[0]).max(initial=0))
-    return Apart(float(gaps.max(initial=0)), float(gaps.mean()) if len(gaps) else 0.0, scale, float(same.sum() / most) if most else 1.0)
+    return Apart(float(gaps.max(initial=0)), float(gaps.mean()) if len(gaps) else 0.0, scale, float(same.sum() / most) if most else 1.0, most)
 
 # %% ../nbs/41_detection.ipynb #515cfed2
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@
 __all__ = ['TOP', 'SHARES', 'LARGEST', 'LABEL_HEADINGS', 'Scores', 'score_items', 'score_some', 'confidence_bin',
            'weighted_figures', 'bootstrap_figures', 'intervals', 'ClassFigures', 'confusion_matrix', 'class_figures',
            'Calibration', 'calibration', 'calibration_of', 'Evaluation', 'evaluate', 'figure_text', 'weakest_classes',
-           'evaluation_table', 'Errors', 'worst_errors', 'confused_pairs', 'class_ticks', 'signed_scale',
-           'confusion_figure', 'share_bounds', 'calibration_figure', 'per_class_figure', 'evaluation_sections',
-           'judge_classes', 'LabelEvaluation', 'label_figures', 'judge_labels']
+           'evaluation_table', 'Errors', 'worst_errors', 'confused_pairs', 'class_ticks', 'confusion_figure',
+           'share_bounds', 'calibration_figure', 'per_class_figure', 'evaluation_sections', 'judge_classes',
+           'LabelEvaluation', 'label_figures', 'judge_labels']
 
 # %% ../nbs/70_evaluate.ipynb #53593a21
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .core import UsageError, philox, text_table
-from .plot import COLOURS, LINES, TEXT, figure, label, printable
+from .plot import COLOURS, LINES, TEXT, figure, label, printable, signed_scale
 from .tasks import Interval, Predictions
 
 if TYPE_CHECKING:
@@ -346,11 +346,6 @@ def class_ticks(
     names = [label(name, 16) for name in classes]
     font = {"size": 13 if len(names) <= 25 else 10}
     return {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False, "zeroline": False, "tickfont": font}
-
-
-def signed_scale() -> list[list[Any]]:
-    "Plotly's colour scale from -1, vermilion, over 0, nothing at all, to 1, blue; opaque, so that numbers read on any page."
-    return [[0, COLOURS[1]], [0.499999, "#FBE3D2"], [0.5, "rgba(0,0,0,0)"], [0.500001, "#D9EAF5"], [1, COLOURS[0]]]
 
 # %% ../nbs/70_evaluate.ipynb #8cca885c
 def confusion_figure(

@@ -130,6 +130,7 @@ class ParityCheck:
     images: int
     opset: int
     runtime: str  # "onnxruntime 1.32.0"
+    decisions: int | None = None  # compared, where their number depends on what is found on the images
 
     @property
     def allowed(self) -> float:
@@ -141,7 +142,10 @@ class ParityCheck:
 
     def __str__(self) -> str:
         verdict = f"{'passed' if self.passed else 'failed'}: largest difference {self.max_abs_diff:.3g}, allowed {self.allowed:.3g}"
-        return f"{verdict}; {self.decisions_equal:.2%} of {self.images} decisions equal (opset {self.opset}, {self.runtime})"
+        if self.decisions == 0: compared = f"nothing was found on the {self.images} images, so nothing else was compared"
+        elif self.decisions: compared = f"{self.decisions_equal:.2%} of {self.decisions} decisions on {self.images} images equal"
+        else: compared = f"{self.decisions_equal:.2%} of {self.images} decisions equal"
+        return f"{verdict}; {compared} (opset {self.opset}, {self.runtime})"
 
 # %% ../nbs/81_export.ipynb #6248e49b
 def open_session(path: Path | str, threads: int = 1, form: Form = PLAIN) -> Any:
@@ -187,7 +191,8 @@ def total_apart(parts: Sequence[tuple[int, Apart]]) -> Apart:
     count = sum(images for images, _ in parts)
     def mean(name: str) -> float: return sum(images * getattr(part, name) for images, part in parts) / count
     largest, scale = np.max([[part.largest, part.scale] for _, part in parts], axis=0).tolist()  # NaN stays NaN
-    return Apart(largest, mean("mean"), scale, mean("equal"))
+    counts = [part.decisions for _, part in parts if part.decisions is not None]
+    return Apart(largest, mean("mean"), scale, mean("equal"), sum(counts) if counts else None)
 
 # %% ../nbs/81_export.ipynb #c7068de8
 def check_onnx(
@@ -212,7 +217,8 @@ def check_onnx(
         parts.append((len(batch[0]), compared(path, made, wanted, form)))
     found = total_apart(parts)
     return ParityCheck(
-        found.largest, found.mean, found.scale, tolerance, found.equal, len(first), opset_of(path), f"onnxruntime {onnxruntime.__version__}"
+        found.largest, found.mean, found.scale, tolerance, found.equal, len(first), opset_of(path), f"onnxruntime {onnxruntime.__version__}",
+        found.decisions,
     )
 
 

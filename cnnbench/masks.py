@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from .core import UsageError, philox, text_table
-from .plot import COLOURS, figure, image_grid, label
+from .plot import COLOURS, figure, image_grid, label, signed_scale
 from .segmentation import MaskPredictions, draw_mask, mask_legend
 from .targets import IGNORE
 from .tasks import Interval, named_row
@@ -250,9 +250,11 @@ def mask_confusion_figure(
     shares = cells / np.maximum(true[order, None], 1)
     drawn = figure("Which class the pixels of each class were taken for", "taken for", "truth", min(700, 200 + 32 * len(order)))
     words = [[f"{share:.0%}" if share >= 0.005 else "" for share in row] for row in shares] if len(order) <= 12 else None
+    signed = np.where(np.eye(len(order), dtype=bool), shares, -shares)
     drawn.add_heatmap(
-        z=shares, x=names, y=names, zmin=0, zmax=1, showscale=False, text=words, texttemplate="%{text}" if words else None, customdata=cells,
-        hovertemplate="%{y} taken for %{x}: %{z:.1%}, %{customdata} pixels<extra></extra>",
+        z=signed, x=names, y=names, zmin=-1, zmax=1, colorscale=signed_scale(), showscale=False, xgap=1, ygap=1, text=words,
+        texttemplate="%{text}" if words else None, customdata=cells,
+        hovertemplate="%{y} taken for %{x}: %{customdata} pixels<extra></extra>",
     )
     return drawn.update_yaxes(autorange="reversed")
 

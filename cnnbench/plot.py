@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'HEAT', 'WIDE_FONTS', 'INK', 'BACKGROUND', 'TEXT', 'LINES', 'rgb', 'heat_colours', 'draws_all',
            'caption_font', 'printable', 'fit_text', 'draw_centred', 'as_colour', 'draw_scaled', 'balanced_columns',
-           'image_grid', 'heat_overlay', 'to_jpeg', 'to_png', 'data_uri', 'theme', 'figure', 'label', 'line_figure',
-           'figure_html']
+           'image_grid', 'heat_overlay', 'to_jpeg', 'to_png', 'data_uri', 'theme', 'signed_scale', 'figure', 'label',
+           'line_figure', 'figure_html']
 
 # %% ../nbs/02_plot.ipynb #9b87432e
 import base64
@@ -214,6 +214,11 @@ def theme() -> "go.layout.Template":
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
     }
     return template
+
+
+def signed_scale() -> list[list[Any]]:
+    "Plotly's colour scale from -1, vermilion, over 0, nothing at all, to 1, blue; opaque, so that numbers read on any page."
+    return [[0, COLOURS[1]], [0.499999, "#FBE3D2"], [0.5, "rgba(0,0,0,0)"], [0.500001, "#D9EAF5"], [1, COLOURS[0]]]
 
 
 def figure(

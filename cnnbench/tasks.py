@@ -80,6 +80,7 @@ class Apart:
     mean: float
     scale: float  # the largest absolute number of the second
     equal: float  # share of equal decisions
+    decisions: int | None = None  # how many there were, where that depends on what is found on the images
 
 
 @dataclass(frozen=True, eq=False)

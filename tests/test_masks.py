@@ -181,7 +181,8 @@ def test_what_a_report_shows():
     assert [heading for heading, _ in sections] == ["By class", "", "By image", "The worst images", ""]
     assert sections[3][1].size[0] > 600
     shares = np.asarray(mask_confusion_figure(found).data[0].z)
-    assert shares.sum(1) == pytest.approx(np.ones(6)) and shares.argmax(1)[0] == 0
+    assert abs(shares).sum(1) == pytest.approx(np.ones(6)) and shares.argmax(1)[0] == 0
+    assert (shares.diagonal() >= 0).all() and (shares[~np.eye(6, dtype=bool)] <= 0).all()  # right blue, wrong vermilion
     bars = mask_class_figure(found).data
     assert [bar.name for bar in bars] == ["IoU", "Dice", "boundary F-score"] and list(bars[0].y) == sorted(bars[0].y)
     assert sum(mask_image_figure(found).data[0].y) == 12
