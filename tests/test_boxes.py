@@ -51,6 +51,7 @@ def splits(draw):
             there.append(bool(random.random() < draw(st.sampled_from([0, 0.2]))))
             for _ in range(random.integers(0, 3)):
                 moved = np.array([*corner, *(corner + side)]) + random.normal(0, 2, 4)
+                moved = np.concatenate([np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])])  # its corners may have changed places
                 boxes.append((image, name if random.random() < 0.8 else int(random.integers(0, classes)), random.random(), moved.tolist()))
         for _ in range(random.integers(0, 3)):
             corner = random.uniform(0, 60, 2)
