@@ -130,6 +130,8 @@ def helper_model(folder: str, task: Task, dataset: Dataset) -> nn.Module:
     if not is_done(folder): raise UsageError(f"TaskConfig.helper: {folder} is not trained to its end: `cnnbench resume {folder}` goes on with it.")
     if setup.dataset.shape != dataset.shape:
         raise UsageError(f"TaskConfig.helper: {folder} takes images of {setup.dataset.shape}, but those of {dataset.name} are {dataset.shape}.")
+    if setup.dataset.classes != dataset.classes:
+        raise UsageError(f"TaskConfig.helper: {folder} knows the classes {', '.join(setup.dataset.classes[:8])}, not those of {dataset.name}.")
     return load_model(folder, setup).requires_grad_(False)
 
 # %% ../nbs/51_experiment.ipynb #96c716b9

@@ -150,6 +150,10 @@ class Discriminator(nn.Module):
         shared = self.score(found).float()
         return shared if self.classes is None else shared + self.classes(found).float()
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.settled = -1  # what is loaded was left between two steps
+        super()._load_from_state_dict(*args)
+
     def settle(self, step: int) -> None:
         "One power iteration of every spectral norm, the first time that it is called for `step`."
         if step == self.settled: return
@@ -185,6 +189,8 @@ def build_adversaries(config: ModelConfig, shape: Any, classes: int, mean: Any, 
     if config.name not in MODELS and ":" not in config.name:
         kind = TASK_MODELS.get(config.name, "classification")
         raise UsageError(f"{config.name} is a network for {kind}, not for generation: name {', '.join(MODELS)}, or your own module:function.")
+    if config.name in MODELS and config.dropout:
+        raise UsageError(f"ModelConfig.dropout is {config.dropout:g}: {config.name} has none, leave it at 0.")
     with torch_seed(seed): pair = look_up(config.name, MODELS, "model")(tuple(shape), classes, config, task.latent, task.spectral)
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(held, nn.Module) for held in pair)):
         raise UsageError(f"{config.name} must return two modules: the generator and the discriminator.")
@@ -253,7 +259,7 @@ def frechet_distance(
     if min(len(real), len(generated)) < 2: raise UsageError("A Fréchet distance needs two images on either side, or more.")
     one, two = real.astype(np.float64), generated.astype(np.float64)
     gap = np.square(one.mean(0) - two.mean(0)).sum()
-    first, second = ((held - held.mean(0)) / np.sqrt(len(held) - 1) for held in (one, two))
+    first, second = (np.linalg.qr((held - held.mean(0)) / np.sqrt(len(held) - 1)).R for held in (one, two))  # small, however many images
     shared = np.linalg.svd(first @ second.T, compute_uv=False).sum()  # tr (C₁C₂)^½, C = XᵀX: the singular values of X₁X₂ᵀ
     return float(max(0.0, gap + np.square(first).sum() + np.square(second).sum() - 2 * shared))
 

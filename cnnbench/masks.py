@@ -116,9 +116,10 @@ def mask_figures(
     "Every figure of each resample: name → float64 (resample,). Means over classes are over those that occur."
     iou, dice = overlaps(*(weights @ held for held in (counts.true, counts.given, counts.both)))
     each, borders = mean_known(overlaps(counts.true, counts.given, counts.both)[0]), mean_known(boundary)
-    def mean(values: np.ndarray) -> np.ndarray:  # over the images that have a value
+    def mean(values: np.ndarray) -> np.ndarray:  # over the images that have a value; NaN where none has
         known = ~np.isnan(values)
-        return weights @ np.where(known, values, 0) / np.maximum(weights @ known, 1e-9)
+        total = weights @ known
+        return np.where(total > 0, weights @ np.where(known, values, 0) / np.maximum(total, 1e-9), np.nan)
     return {
         "mean_iou": mean_known(iou), "dice": mean_known(dice), "accuracy": weights @ counts.both.sum(1) / np.maximum(weights @ counts.true.sum(1), 1),
         "image_iou": mean(each), "boundary_f": mean(borders),
@@ -126,12 +127,14 @@ def mask_figures(
 
 
 def mask_intervals(counts: PixelCounts, boundary: np.ndarray, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> dict[str, Interval]:
-    "Every figure with its bootstrap interval over images."
-    images, tail, found = len(counts.true), (1 - level) / 2, {}
-    drawn = philox(seed, "bootstrap").multinomial(images, np.full(images, 1 / images), resamples).astype(float)
+    "Every figure that there is with its bootstrap interval, over the images of which a pixel is known."
+    seen = counts.true.sum(1) > 0
+    images, tail, found = len(seen), (1 - level) / 2, {}
+    drawn = philox(seed, "bootstrap").multinomial(seen.sum(), seen / max(seen.sum(), 1), resamples).astype(float)
     values, spread = mask_figures(counts, boundary, np.ones((1, images))), mask_figures(counts, boundary, drawn)
     for name, (value,) in values.items():
-        low, high = (np.quantile(spread[name], [tail, 1 - tail]) - (spread[name].mean() - value)).clip(0, 1).tolist()
+        if np.isnan(value): continue  # no image has it: a border, where there is none
+        low, high = (np.nanquantile(spread[name], [tail, 1 - tail]) - (np.nanmean(spread[name]) - value)).clip(0, 1).tolist()
         found[name] = Interval(float(value), min(low, float(value)), max(high, float(value)))
     return found
 

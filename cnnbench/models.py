@@ -6,12 +6,12 @@
 __all__ = ['Value', 'GIVEN', 'TASK_MODELS', 'LENET', 'RESNET9', 'MODELS', 'SMALL', 'BATCH', 'Pair', 'parse_value', 'format_value',
            'Block', 'format_spec', 'what_it_takes', 'suits', 'bind_block', 'fill', 'read_blocks', 'read_block',
            'parse_spec', 'hollow', 'shape_after', 'Network', 'make_block', 'make_network', 'widen',
-           'torchvision_models', 'check_name', 'check_trunk', 'ModelConfig', 'from_spec', 'lenet', 'resnet9',
-           'spec_network', 'put_module', 'first_conv', 'fit_stem', 'torchvision_network', 'dropouts', 'set_dropout',
-           'add_dropout', 'Field', 'both', 'each', 'window_of', 'sees_all', 'field_after', 'LayerSummary', 'Frame',
-           'storage', 'tensors_in', 'is_leaf', 'Trace', 'size_words', 'describe', 'refuse_module', 'misfit',
-           'made_in_forward', 'explain', 'Summary', 'summarize', 'check_outputs', 'check_maker', 'assemble',
-           'least_side', 'build_model']
+           'torchvision_models', 'check_name', 'clip_models', 'check_trunk', 'ModelConfig', 'from_spec', 'lenet',
+           'resnet9', 'spec_network', 'put_module', 'first_conv', 'fit_stem', 'torchvision_network', 'dropouts',
+           'set_dropout', 'add_dropout', 'Field', 'both', 'each', 'window_of', 'sees_all', 'field_after',
+           'LayerSummary', 'Frame', 'storage', 'tensors_in', 'is_leaf', 'Trace', 'size_words', 'describe',
+           'refuse_module', 'misfit', 'made_in_forward', 'explain', 'Summary', 'summarize', 'check_outputs',
+           'check_maker', 'assemble', 'least_side', 'build_model']
 
 # %% ../nbs/31_models.ipynb #5aebb7ca
 import copy
@@ -276,12 +276,21 @@ def check_name(name: str) -> None:
     if name not in known: raise UsageError(f"There is no model {name!r}. {did_you_mean(name, known)} Your own goes in as module:attribute.")
 
 
+def clip_models() -> list[str]:
+    "The names of torchvision's networks of clips."
+    from torchvision import models
+
+    return models.list_models(module=models.video)
+
+
 def check_trunk(config: "ModelConfig") -> None:
     "Raises UsageError where a network that stands on no trunk is given one, or weights for it."
-    name = config.name
+    name, setting = config.name, "backbone" if config.backbone != "auto" else "weights" if config.weights else "freeze"
+    if name in ("dcgan", "conv3d", "conv2plus1d", *clip_models()):
+        plain = {"backbone": "auto", "weights": "", "freeze": 0}[setting]
+        raise UsageError(f"ModelConfig.{setting} is {getattr(config, setting)!r}, but {name} starts from random weights: leave it at {plain!r}.")
     if name not in ("lenet", "resnet9", "spec", *torchvision_models()): return
     kind = name if name in torchvision_models() else "small"
-    setting = "backbone" if config.backbone != "auto" else "weights" if config.weights else "freeze"
     raise UsageError(f"ModelConfig.{setting} is {getattr(config, setting)!r}, but {name} starts from random weights and has no trunk of its own: "
                      f"set name to backbone, and backbone to {kind}.")
 

@@ -76,8 +76,9 @@ def variety(
     "Spread and share of duplicates. Raises UsageError where there are too few images."
     if min(len(real), len(made)) < 2: raise UsageError("Variety needs two images on either side, or more.")
     def spread(points: np.ndarray) -> float: return float(distances(points, points).sum() / (len(points) * (len(points) - 1)))
-    near = np.quantile(nearest_fellow(real), 0.01)
-    return {"spread": spread(made) / max(spread(real), 1e-12), "duplicates": float((nearest_fellow(made) < near).mean())}
+    count = min(len(real), len(made))  # of as many on either side: the more there are, the nearer is the nearest
+    near = np.quantile(nearest_fellow(real[:count]), 0.01)
+    return {"spread": spread(made) / max(spread(real), 1e-12), "duplicates": float((nearest_fellow(made[:count]) < near).mean())}
 
 # %% ../nbs/74_samples.ipynb #82b452ef
 def collapse_signs(
@@ -237,7 +238,7 @@ def remarks_on(figures: Mapping[str, float], rows: Mapping[str, Mapping[str, flo
     if figures.get("copies", 0) > COPIED:
         said.append(f"{figures['copies']:.0%} of the samples are as good as copies of images of the data set (1 % is chance).")
     if unfit := believed(rows)[1]:
-        said.append(f"Not shown as quality, because noise does about as well as real images: {', '.join(unfit)}.")
+        said.append(f"No measure of quality here, because noise does about as well as real images: {', '.join(unfit)}.")
     if "pure noise" not in rows:
         said.append("Without the classifier there are no rows to compare with: whether these figures tell noise from images is open.")
     return said

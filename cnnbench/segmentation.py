@@ -157,7 +157,7 @@ def cross_entropy(
 
 
 def balanced(logits: torch.Tensor, shares: torch.Tensor, config: TaskConfig) -> torch.Tensor:
-    "Half the mean over all pixels, half that of the means over each class's pixels, nats: (batch,)."
+    "Half the mean over all pixels, half that of the means over each class's pixels (a class of less than one pixel counts for less), nats: (batch,)."
     each, area = pixel_losses(logits, shares, config.smoothing).sum((2, 3)), shares.sum((2, 3))
     alike = (each / area.clamp(min=1)).sum(1) / (area > 0).sum(1).clamp(min=1)
     return (each.sum(1) / area.sum(1).clamp(min=1) + alike) / 2
@@ -455,6 +455,7 @@ def validate_masks(task: Segmentation, model: nn.Module, batches: Iterable[Batch
             total += float(task.criterion(logits, shares_of(batch.targets, classes), task.config).sum())
             count += len(batch)
             cells += count_pixels(logits.argmax(1), batch.targets.ids, classes)
+    if not cells.any(): raise UsageError("There is nothing to validate on: every pixel of the validation masks is left out (255).")
     return {"val_loss": total / max(count, 1)} | {f"val_{name}": value for name, value in pixel_figures(cells).items()}
 
 # %% ../nbs/42_segmentation.ipynb #26126c04

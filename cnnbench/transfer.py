@@ -12,6 +12,7 @@ __all__ = ['WIDTHS', 'TRIAL', 'HEADS', 'BACKBONES', 'NO_CHAIN', 'IMAGENET', 'con
            'pretrained_classifier', 'middle_square']
 
 # %% ../nbs/32_transfer.ipynb #f545cdea
+import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -422,9 +423,13 @@ def trunk_state(
 ) -> tuple[dict[str, torch.Tensor], str]:
     "The tensors of `state` that belong to the trunk, under its names, and what was taken in words. Raises UsageError where they do not fit."
     wanted = backbone.trunk.state_dict()
-    start = common_start(state, wanted)
+    start, begins, inner = common_start(state, wanted), next(iter(state)), ""
+    if start is None:  # timm gathers some trunks under a name of its own
+        inner = f"{os.path.commonprefix(list(wanted)).rpartition('.')[0]}."
+        state = {inner + key: value for key, value in state.items()}
+        start = common_start(state, wanted)
     if start is None:
-        raise UsageError(f"{where} holds no weights of the backbone {name}: it begins with {next(iter(state))}, the trunk with {next(iter(wanted))}.")
+        raise UsageError(f"{where} holds no weights of the backbone {name}: it begins with {begins}, the trunk with {next(iter(wanted))}.")
     found = {key: state[start + key] for key in wanted if start + key in state}
     first = next(key for key, value in wanted.items() if value.ndim == 4)
     if first in found and found[first].ndim == 4: found[first] = fit_channels(found[first], wanted[first].shape[1])
@@ -438,7 +443,8 @@ def trunk_state(
     after = backbone.links[backbone.links.index(lost[0]) :] if lost else ()
     if lost and (any(key.startswith(f"{link}.") for link in after for key in found) or lost[0] in backbone.links[: backbone.ends[-2] + 1]):
         raise UsageError(f"{where} does not fit the backbone {name}: {start}{missing[0]} is missing.")
-    left = sorted({key.removeprefix(start).partition(".")[0] for key in state if not (key.startswith(start) and key.removeprefix(start) in wanted)})
+    others = [key for key in state if not (key.startswith(start) and key.removeprefix(start) in wanted)]
+    left = sorted({key.removeprefix(start).removeprefix(inner).partition(".")[0] for key in others})
     note = f"{name} starts from {where}: {len(found)} of {len(wanted)} tensors of the trunk"
     return found, note + "".join([f"; random: {', '.join(lost)}" if lost else "", f"; not taken: {', '.join(left)}" if left else ""]) + "."
 
@@ -478,7 +484,7 @@ IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # 255 times the
 def imagenet_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     "The mean and deviation, 0 to 255, that the ImageNet weights of a trunk were trained with."
     if name == "lite0": return (127.0,) * 3, (128.0,) * 3
-    if name in ("googlenet", "inception_v3"): return (127.5,) * 3, (127.5,) * 3  # which torchvision puts into their forward
+    if name in ("googlenet", "inception_v3", "efficientnet_v2_l"): return (127.5,) * 3, (127.5,) * 3  # torchvision puts it into the first two
     if library_of(name) != "timm": return IMAGENET
     held = need_timm(name).get_pretrained_cfg(name.removeprefix("timm/"))
     return tuple(255 * value for value in held.mean), tuple(255 * value for value in held.std)

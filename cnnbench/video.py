@@ -90,10 +90,13 @@ class ShiftedConv(nn.Conv2d):
 
 
 def add_shifts(network: nn.Module, time: int) -> None:
-    "Shifts every convolution of `network` with a window, but the first and those of single channels; parameters keep their names."
+    """Shifts every plain convolution of `network` with a window, but the first and those of single channels; parameters keep their names.
+
+    Raises UsageError for a network that has none."""
     convs = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    for name, layer in convs[1:]:
-        if max(layer.kernel_size) > 1 and layer.groups == 1: put_module(network, name, ShiftedConv(layer, time))
+    chosen = [(name, layer) for name, layer in convs[1:] if type(layer) is nn.Conv2d and max(layer.kernel_size) > 1 and layer.groups == 1]
+    if not chosen: raise UsageError("shift needs plain convolutions with a window, and this trunk has none behind its first: take small or resnet18.")
+    for name, layer in chosen: put_module(network, name, ShiftedConv(layer, time))
 
 # %% ../nbs/44_video.ipynb #7db008b4
 Shape = tuple[int, int, int, int]  # (time, channel, height, width)
@@ -101,7 +104,8 @@ Shape = tuple[int, int, int, int]  # (time, channel, height, width)
 
 def image_network(shape: tuple[int, int, int], outputs: int, config: ModelConfig) -> nn.Sequential:
     "The network of pictures that a network of clips is made of: resnet9, or the trunk that `config` names."
-    return resnet9(shape, outputs, config) if config.backbone == "auto" and not config.weights else backbone_network(shape, outputs, config)
+    plain = (config.backbone, config.weights, config.freeze) == ("auto", "", 0)
+    return resnet9(shape, outputs, config) if plain else backbone_network(shape, outputs, config)
 
 
 def chain(*parts: tuple[str, nn.Module]) -> nn.Sequential:

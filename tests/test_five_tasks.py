@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,19 @@ def test_what_does_not_fit_is_said(task, data, sentence, capsys, tmp_path):
     assert main(["run", "--task", task, "--data", data, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said and not (tmp_path / "run").exists()
+
+
+def test_a_helper_of_other_classes_is_refused(finished, tmp_path):
+    helper = load_experiment(finished("generation")).task.helper
+    facts = json.loads((Path(helper) / "experiment.json").read_text("utf-8"))
+    other = tmp_path / "helper"
+    shutil.copytree(helper, other)
+    lines = (other / "log.jsonl").read_text("utf-8").splitlines()
+    (other / "log.jsonl").write_text("\n".join(line for line in lines if '"kind": "end"' not in line) + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="is not trained to its end"): prepare(small("generation", **{"task.helper": str(other)}))
+    with pytest.raises(UsageError, match="takes images of"): prepare(small("generation", **{"task.helper": helper, "data.size": 32}))
+    shapes = {"data.name": "shapes", "data.size": facts["experiment"]["data"]["size"], "data.channels": "grey"}
+    with pytest.raises(UsageError, match="knows the classes 0, 1, 2"): prepare(small("generation", **{"task.helper": helper} | shapes))
 
 
 def without_norms(module: nn.Module) -> nn.Module:

@@ -156,12 +156,13 @@ def test_resumed_to_the_bit(tmp_path):
     cut = begin(make_task())
     follow(cut, batches[:3])
     torch.save(state_of(cut), tmp_path / "state.pt")
-    again = begin(make_task())
-    follow(again, batches[:1])  # wherever it was
-    restore(again, torch.load(tmp_path / "state.pt", weights_only=True))
-    assert follow(again, batches[3:]) == losses[3:]
-    assert torch.equal(weights(whole), weights(again))
-    assert all(torch.equal(value, again.deployed.state_dict()[name]) for name, value in whole.deployed.state_dict().items())
+    for steps in (1, 3, 4, 5):  # wherever it was, at the step that comes next too
+        again = begin(make_task())
+        follow(again, batches[:steps])
+        restore(again, torch.load(tmp_path / "state.pt", weights_only=True))
+        assert follow(again, batches[3:]) == losses[3:]
+        assert torch.equal(weights(whole), weights(again))
+        assert all(torch.equal(value, again.deployed.state_dict()[name]) for name, value in whole.deployed.state_dict().items())
 
 
 def test_looking_changes_nothing():
@@ -315,3 +316,9 @@ def test_cloud_figures_are_those_of_neighbours():
     assert cloud_figures(real, made) == pytest.approx(wanted)
     assert cloud_figures(real, real) == {"precision": 1, "recall": 1, "density": pytest.approx(cloud_figures(real, real)["density"]), "coverage": 1}
     with pytest.raises(UsageError, match="needs 4"): cloud_figures(real[:3], made)
+
+
+def test_what_a_gan_does_not_take_is_said():
+    with pytest.raises(UsageError, match="backbone is 'resnet50', but dcgan starts from random weights"): ModelConfig("dcgan", backbone="resnet50")
+    with pytest.raises(UsageError, match="dcgan has none, leave it at 0"):
+        make_task().build(ModelConfig("dcgan", dropout=0.5), (1, 8, 8), [100.0], [50.0], 0)

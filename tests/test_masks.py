@@ -129,7 +129,7 @@ def test_intervals_cover_and_repeat(pair):
     assert all(0 <= held.low <= held.value <= held.high <= 1 for held in found.values())
     assert found["mean_iou"].low < found["mean_iou"].value < found["mean_iou"].high
     perfect = evaluate_masks(pair[1] * (pair[1] != IGNORE), pair[1], CLASSES).figures
-    assert {held.value for name, held in perfect.items() if name != "boundary_f"} == {1}
+    assert {held.value for held in perfect.values()} == {1}
 
 
 def test_intervals_are_those_of_drawing_images_again(pair):
@@ -161,6 +161,17 @@ def test_an_image_of_which_nothing_is_known(pair):
     found = evaluate_masks(masks, truths, CLASSES)
     assert np.isnan(found.image_iou[3]) and found.to_dict()["by_image"]["iou"][3] is None and worst_places(found, 12)[-1] == 3
     json.dumps(found.to_dict(), allow_nan=False)
+    truths[1:] = IGNORE  # resamples must not be of unknown images alone
+    found = evaluate_masks(masks, truths, CLASSES)
+    json.dumps(found.to_dict(), allow_nan=False)
+    alone = evaluate_masks(masks[:1], truths[:1], CLASSES).figures
+    assert {name: held.value for name, held in found.figures.items()} == {name: pytest.approx(held.value) for name, held in alone.items()}
+
+
+def test_no_border_has_no_figure():
+    plain = np.zeros((3, 16, 16), np.uint8)
+    figures = evaluate_masks(plain, plain, ("background", "object")).figures
+    assert "boundary_f" not in figures and figures["mean_iou"].value == 1
 
 
 def test_what_a_report_shows():

@@ -114,7 +114,7 @@ def test_rows_stand_in_their_order(digits, classifier, halves):
         assert (real < noisy < noise) if name == "frechet_distance" else (real > noisy >= noise), name
         assert name in judged.figures
     assert "confidence" in judged.rows["generated"] and "confidence" not in judged.figures
-    assert any("Not shown as quality" in said and "confidence" in said for said in judged.remarks)
+    assert any("No measure of quality here" in said and "confidence" in said for said in judged.remarks)
 
 
 @pytest.mark.parametrize(("kinds", "sign"), [(1, "more than once"), (3, "more than once")])
@@ -234,3 +234,11 @@ def test_inception_gives_features(tmp_path):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 1, 24, 24), np.uint8))
     features, chances = look_at(inception_network(tmp_path / INCEPTION), images, root=False)
     assert features.shape == (2, 2048) and chances.shape == (2, 1000) and np.isfinite(features).all()
+
+
+def test_more_samples_than_images_are_no_duplicates():
+    "The nearest fellow of a larger set is nearer: sets of one size are compared."
+    draw = np.random.default_rng(0)
+    real, made = draw.normal(size=(100, 8)), draw.normal(size=(4000, 8))
+    assert variety(real, made)["duplicates"] < 0.1
+    assert variety(real, np.repeat(made[:1000], 4, axis=0))["duplicates"] > 0.9

@@ -370,3 +370,11 @@ def test_a_column_of_a_users_own():
     dataset = Dataset("own", images, MaskColumn(lambda rows: ids[np.asarray(rows) % 6], 10, 4), CLASSES)
     task, batch = Segmentation(PLAIN, CLASSES), plain_batch(dataset)(np.arange(4), 0)
     assert torch.isfinite(task.loss(make(OWN, task), batch, "model", 0)) and task.caption(ids[0]).count("%") >= 2
+
+
+def test_a_validation_without_a_known_pixel_is_said():
+    task = Segmentation(TaskConfig(name="segmentation"), ("background", "object"))
+    model = task.build(ModelConfig("unet"), (3, 32, 32), (127,) * 3, (60,) * 3)
+    unknown = Masks(torch.full((2, 32, 32), IGNORE, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="every pixel of the validation masks is left out"):
+        task.validate(model, [Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), unknown, torch.arange(2))])

@@ -274,6 +274,18 @@ def test_names_of_other_programs(tmp_path):
     assert backbone.note.endswith("120 of 120 tensors of the trunk; not taken: head.")
 
 
+def test_a_collected_trunk_begins_with_a_file_too(tmp_path):
+    "timm gathers its maps under names of its own; a file has the network's."
+    import timm
+
+    with torch_seed(1): state = timm.create_model(COLLECTED).state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    backbone = backbone_of(COLLECTED, weights=str(tmp_path / "a.pth"))
+    held = backbone.trunk.state_dict()
+    same_name = {key: next(name for name in held if name.endswith(f".{key}")) for key in ("conv1.weight", "stage4.0.branches.0.0.conv1.weight")}
+    assert all(torch.equal(held[name], state[key]) for key, name in same_name.items()) and "not taken: " in backbone.note
+
+
 def test_a_top_may_be_missing(tmp_path):
     "A detector's trunk has no last 1x1 convolution; a classifier draws it anew, and says so."
     with torch_seed(1): trunk = make_backbone(ModelConfig("backbone", backbone="mobilenet_v3_small"), SHAPE)

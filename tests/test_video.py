@@ -135,6 +135,22 @@ def test_what_each_network_sees(motions):
     with torch.no_grad(): assert torch.equal(model(clips), model(other))
 
 
+def test_shift_needs_something_to_shift(motions):
+    "On a trunk of depthwise convolutions alone it would be `frames` under another name."
+    clips, order = batch_of(motions, range(8)).images, torch.arange(8).flip(0)
+    model = task_of().build(ModelConfig("shift", backbone="resnet18"), (8, 3, 32, 32), (100.0,) * 3, (60.0,) * 3)
+    with torch.no_grad(): assert float((model(clips) - model(clips[:, order])).abs().max()) > 1e-3
+    with pytest.raises(UsageError, match="shift needs plain convolutions with a window"):
+        task_of().build(ModelConfig("shift", backbone="mobilenet_v3_small"), (8, 3, 32, 32), (100.0,) * 3, (60.0,) * 3)
+
+
+@pytest.mark.parametrize("name", ["conv3d", "conv2plus1d", "r3d_18"])
+@pytest.mark.parametrize("change", [{"backbone": "resnet18"}, {"weights": "imagenet"}, {"freeze": 2}])
+def test_networks_without_a_trunk_take_no_settings_of_one(name, change):
+    with pytest.raises(UsageError, match=f"ModelConfig.{next(iter(change))} is .*, but {name} starts from random weights: leave it at"):
+        ModelConfig(name, **change)
+
+
 def test_a_still_background_is_taken_away(motions):
     clips = batch_of(motions, range(8)).images.float() / 2
     for name, subtract, same in (("difference", "auto", True), ("conv3d", "auto", True), ("difference", "no", False), ("shift", "yes", True)):
