@@ -415,6 +415,18 @@ def in_order(state: Mapping[str, torch.Tensor], network: nn.Module, where: str) 
     return dict(zip(wanted, state.values(), strict=True))
 
 # %% ../nbs/32_transfer.ipynb #9d22edd2
+def check_shapes(
+    found: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    complaint: str,  # how the error begins, up to a tensor's name
+) -> None:
+    "Raises UsageError at the first tensor of `found` whose shape is not that of its namesake in `wanted`."
+    for key, value in found.items():
+        if value.shape == wanted[key].shape: continue
+        there, here = ("x".join(map(str, shape)) or "one number" for shape in (value.shape, wanted[key].shape))
+        raise UsageError(f"{complaint}{key} is {there}, but the trunk has {here}. Name the backbone, and the width, that it was made with.")
+
+# %% ../nbs/32_transfer.ipynb #9d790506
 def trunk_state(
     backbone: Backbone,
     state: Mapping[str, torch.Tensor],
@@ -433,11 +445,7 @@ def trunk_state(
     found = {key: state[start + key] for key in wanted if start + key in state}
     first = next(key for key, value in wanted.items() if value.ndim == 4)
     if first in found and found[first].ndim == 4: found[first] = fit_channels(found[first], wanted[first].shape[1])
-    for key, value in found.items():
-        if value.shape == wanted[key].shape: continue
-        there, here = ("x".join(map(str, shape)) or "one number" for shape in (value.shape, wanted[key].shape))
-        raise UsageError(f"{where} does not fit the backbone {name}: {start}{key} is {there}, but the trunk has {here}. "
-                         "Name the backbone, and the width, that it was made with.")
+    check_shapes(found, wanted, f"{where} does not fit the backbone {name}: {start}")
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     lost = [link for link in backbone.links if any(key.startswith(f"{link}.") for key in missing)]
     after = backbone.links[backbone.links.index(lost[0]) :] if lost else ()
