@@ -8,7 +8,7 @@ __all__ = ['Say', 'METHODS', 'CHECK_IMAGES', 'STYLE', 'STAGES', 'train_stage', '
            'export_stage', 'summary_of', 'escape', 'html_table', 'tiles', 'add_line', 'training_figure', 'rate_figure',
            'config_parts', 'code_for', 'data_section', 'flags_for', 'settings_section', 'section_html',
            'results_section', 'figure_words', 'network_section', 'report_html', 'report_stage', 'finish_run',
-           'describe_setup', 'with_helper', 'run_pipeline']
+           'describe_setup', 'with_helper', 'run_pipeline', 'figures_table']
 
 # %% ../nbs/87_pipeline.ipynb #158bdd92
 import html
@@ -25,7 +25,7 @@ from PIL import Image
 
 from .artefact import ArtefactInfo, Preprocessing, load_artefact, save_artefact
 from .config import to_code, to_flags
-from .core import UsageError, format_seconds, load_attribute, look_up, read_json, replacing, write_json, write_text
+from .core import UsageError, did_you_mean, format_seconds, load_attribute, look_up, read_json, replacing, text_table, write_json, write_text
 from .data import Dataset
 from .experiment import EpochEnd, Estimate, Experiment, Progress, RunEnd, Setup, create_run, experiment_for, is_done, load_experiment
 from .experiment import load_model, never, open_setup, prepare, read_log, read_run, resolve, train_run
@@ -160,13 +160,13 @@ def summary_of(folder: Path, setup: Setup) -> dict[str, Any]:
     e, log, judged = setup.experiment, read_log(folder), read_json(folder / "evaluation.json")
     main = setup.task.main_metric
     def figure_of(split: str) -> float | None: return judged[split]["figures"][main]["value"] if split in judged else None
-    seconds = max((s for s, _ in log), default=0.0)
+    seconds, seen = max((s for s, _ in log), default=0.0), sum(record.samples for _, record in log if isinstance(record, StepEnd))
     return {
         "task": e.task.name, "data": setup.dataset.name, "model": e.model.name, "seed": e.seed,
         "epochs": sum(isinstance(record, EpochEnd) for _, record in log), "main_metric": main, "main_value": figure_of(judged["split"]),
         f"test_{main}": figure_of("test"), f"val_{main}": figure_of("val"),
         "figures": {name: held["value"] for name, held in judged[judged["split"]]["figures"].items()}, "train_seconds": seconds,
-        "images_per_second": sum(r.samples for _, r in log if isinstance(r, StepEnd)) / max(seconds, 1e-9),
+        "train_images": seen, "images_per_second": seen / max(seconds, 1e-9),
         "parameters": sum(p.numel() for p in load_model(folder, setup).parameters()), "precision": e.train.precision, "artefact": "artefact",
         "onnx_max_abs_diff": read_json(folder / "export.json")["max_abs_diff"], "version": metadata.version("cnnbench"),
     }
@@ -427,3 +427,20 @@ def run_pipeline(
     setup = replace(setup, experiment=replace(setup.experiment, name=folder.name))
     finish_run(folder, setup, say, stop, watch)
     return folder
+
+# %% ../nbs/87_pipeline.ipynb #6125bcb1
+def figures_table(
+    folders: Sequence[Path | str],  # of runs that are whole
+    names: Sequence[str] = (),  # of figures; the main one where empty
+) -> str:
+    "A text table of runs: images trained, time, and figures with their 95 % intervals. Raises UsageError for a run that is not whole."
+    rows, names = [], list(names)
+    for folder in map(Path, folders):
+        if not (folder / "summary.json").exists(): raise UsageError(f"{folder} is no whole run: `cnnbench resume {folder}` goes on with it.")
+        summary, judged = read_json(folder / "summary.json"), read_json(folder / "evaluation.json")
+        found, names = judged[judged["split"]]["figures"], names or [summary["main_metric"]]
+        if lost := [name for name in names if name not in found]: raise UsageError(f"{folder} has no figure {lost[0]}. {did_you_mean(lost[0], found)}")
+        held = [Interval(**found[name]) for name in names]
+        cells = [f"{one.value:.3f}" + ("" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})") for one in held]
+        rows.append((folder.name, f"{summary['train_images']:,}", format_seconds(summary["train_seconds"]), *cells))
+    return text_table(("run", "images trained", "time", *(name.replace("_", " ") for name in names)), rows)

@@ -22,7 +22,7 @@ from cnnbench.train import StepEnd
 QUICK = ("--data.size", "16", "--model", "lenet", "--train.epochs", "2", "--train.lr", "0.01", "--threads", "1")
 SUMMARY = {
     "task", "data", "model", "seed", "epochs", "figures", "main_metric", "main_value", "test_accuracy", "val_accuracy", "train_seconds",
-    "images_per_second",
+    "images_per_second", "train_images",
     "parameters", "precision", "artefact", "onnx_max_abs_diff", "version",
 }
 
