@@ -85,7 +85,7 @@ class TrainConfig:
     l1: float = span(0.0, 1e-10, 1, log=True, off=0, help="L1: constant pull of the weights towards zero")
     clip: float = span(0.0, 1e-3, 1000, log=True, off=0, help="largest norm of the gradient")
     accumulate: int = span(1, 1, 1024, help="micro-batches in an optimizer step")
-    average: float = span(0.0, 0.5, 0.99999, off=0, help="decay of the running average of the weights that is evaluated")
+    average: float = span(0.0, 0.5, 0.99999, off=0, help="decay of the running average of the weights that is evaluated; it rises to this from 0.2")
     precision: str = choice("auto", ("auto", "fp32", "bf16", "fp16"), help="number format of the forward pass; auto measures")
     layout: str = choice("auto", ("auto", "contiguous", "channels_last"), help="order of an image in memory; auto measures")
     monitor: str = text("", help="figure that best and early stopping go by, such as val_loss; empty for the task's main one")
@@ -197,6 +197,14 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
     return optimizer
 
 # %% ../nbs/50_train.ipynb #be5ad15b
+def running_average(decay: float) -> Callable[..., None]:
+    "What moves averaged weights, a list, towards a network's, after so many moves."
+    def move(averages: Any, values: Any, moves: Any) -> None:
+        count = float(moves)
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, values, moves)
+    return move
+
+# %% ../nbs/50_train.ipynb #8af859b1
 def start_run(
     config: TrainConfig,
     model: nn.Module,  # on its device
@@ -207,14 +215,13 @@ def start_run(
     lay_out(model, config.layout)
     objective: nn.Module = Objective(model, task)
     if dist.is_initialized(): objective = DistributedDataParallel(objective, find_unused_parameters=len(task.players) > 1)
-    average = get_ema_multi_avg_fn(config.average)
     return Run(
         config=config,
         steps=config.epochs * math.ceil(batches / config.accumulate),
         objective=objective,
         optimizers={player: make_optimizer(config, task.part(model, player)) for player in task.players},
         scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision == "fp16"),
-        averaged=AveragedModel(model, multi_avg_fn=average, use_buffers=True) if config.average else None,
+        averaged=AveragedModel(model, multi_avg_fn=running_average(config.average), use_buffers=True) if config.average else None,
         schedule=look_up(config.schedule, SCHEDULES, "schedule"),
     )
 
