@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'KINDS', 'CONTROLS', 'LIVE', 'Experiment', 'experiment_for', 'Setup', 'prepare', 'helper_model', 'Estimate',
            'check_monitor', 'resolve', 'memory_needed', 'torch_threads', 'split_by_file', 'run_facts', 'read_run',
-           'load_experiment', 'free_name', 'create_run', 'open_setup', 'Edited', 'RunEnd', 'log_line', 'Log',
-           'read_log', 'cut_log', 'checkpoint_files', 'named_checkpoint', 'load_checkpoint', 'thin_checkpoints',
+           'load_experiment', 'free_name', 'create_run', 'open_setup', 'Edited', 'RunEnd', 'log_line', 'from_line',
+           'Log', 'read_log', 'cut_log', 'checkpoint_files', 'named_checkpoint', 'load_checkpoint', 'thin_checkpoints',
            'save_checkpoint', 'check_edit', 'request_edit', 'apply_edit', 'wanted', 'EditFile', 'Inbox', 'locked',
            'is_locked', 'run_state', 'never', 'is_done', 'begin', 'train_run', 'logged_training', 'Replay', 'figures',
            'first_difference', 'replay_run', 'load_model', 'Progress', 'interrupts', 'RunRow', 'describe_run',
@@ -14,6 +14,7 @@ __all__ = ['FORMAT', 'KINDS', 'CONTROLS', 'LIVE', 'Experiment', 'experiment_for'
 
 # %% ../nbs/51_experiment.ipynb #ee9fbb0d
 import json
+import math
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from .augment import AugmentConfig, Augmenter
-from .config import check, difference, from_dict, get_at, part, replace_at, span, text, to_dict
+from .config import check, difference, from_dict, get_at, part, replace_all, replace_at, span, text, to_dict
 from .core import UsageError, cache_folder, describe_machine, did_you_mean, format_bytes, format_seconds, look_up, pick_device, read_json
 from .core import replacing, text_table, write_json, write_text
 from .data import DATASETS, DataConfig, Dataset, Loader, PixelStatistics, Split, fingerprint, pixel_statistics, split_dataset
@@ -72,8 +73,7 @@ def experiment_for(
 ) -> Experiment:
     "The experiment that a task begins with: its own defaults, then `settings`."
     experiment = replace(Experiment(), task=TaskConfig(name=task))
-    for path, value in {**look_up(task, TASKS, "task").defaults, **settings}.items(): experiment = replace_at(experiment, path, value)
-    return experiment
+    return replace_all(experiment, {**look_up(task, TASKS, "task").defaults, **settings})
 
 # %% ../nbs/51_experiment.ipynb #575c85b3
 @dataclass(frozen=True)
@@ -290,9 +290,18 @@ KINDS = MappingProxyType({"step": StepEnd, "epoch": EpochEnd, "edit": Edited, "e
 
 
 def log_line(seconds: float, record: Any) -> str:
-    "A record as a line of JSON."
+    "A record as a line of JSON; a figure that is no finite number, such as a loss that overflowed, is null there."
     kind = next(name for name, cls in KINDS.items() if type(record) is cls)
-    return json.dumps({"kind": kind, "seconds": round(seconds, 4)} | asdict(record), allow_nan=False) + "\n"
+    values = asdict(record)
+    if isinstance(record, EpochEnd): values["metrics"] = {name: held if math.isfinite(held) else None for name, held in record.metrics.items()}
+    return json.dumps({"kind": kind, "seconds": round(seconds, 4)} | values, allow_nan=False) + "\n"
+
+
+def from_line(line: str) -> tuple[float, Any]:
+    "Seconds and record of a line of a log; a figure that is null there is NaN."
+    values = json.loads(line)
+    if "metrics" in values: values["metrics"] = {name: math.nan if held is None else held for name, held in values["metrics"].items()}
+    return values.pop("seconds"), KINDS[values.pop("kind")](**values)
 
 
 class Log:
@@ -319,9 +328,7 @@ def read_log(folder: Path | str) -> list[tuple[float, Any]]:
     path, found = Path(folder) / "log.jsonl", []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn
-        try:
-            values = json.loads(line)
-            found.append((values.pop("seconds"), KINDS[values.pop("kind")](**values)))
+        try: found.append(from_line(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}, line {number} is not a record of a run: {error}.") from error
     return found

@@ -8,7 +8,7 @@ __all__ = ['Say', 'METHODS', 'CHECK_IMAGES', 'STYLE', 'STAGES', 'train_stage', '
            'export_stage', 'summary_of', 'escape', 'html_table', 'tiles', 'add_line', 'training_figure', 'rate_figure',
            'config_parts', 'code_for', 'data_section', 'flags_for', 'settings_section', 'section_html',
            'results_section', 'figure_words', 'network_section', 'report_html', 'report_stage', 'finish_run',
-           'describe_setup', 'with_helper', 'run_pipeline', 'figures_table']
+           'describe_setup', 'with_helper', 'run_pipeline', 'figure_cell', 'figures_table']
 
 # %% ../nbs/87_pipeline.ipynb #158bdd92
 import html
@@ -429,18 +429,23 @@ def run_pipeline(
     return folder
 
 # %% ../nbs/87_pipeline.ipynb #6125bcb1
+def figure_cell(held: Interval) -> str:
+    "A figure with its interval, to three places."
+    return f"{held.value:.3f}" + ("" if held.low is None else f" ({held.low:.3f} to {held.high:.3f})")
+
+
 def figures_table(
     folders: Sequence[Path | str],  # of runs that are whole
     names: Sequence[str] = (),  # of figures; the main one where empty
 ) -> str:
-    "A text table of runs: images trained, time, and figures with their 95 % intervals. Raises UsageError for a run that is not whole."
-    rows, names = [], list(names)
+    "A text table of runs: images trained, time, and figures with their 95 % intervals, a dash for one that a run lacks. Raises UsageError for a run that is not whole."
+    rows, names, known = [], list(names), dict[str, None]()
     for folder in map(Path, folders):
         if not (folder / "summary.json").exists(): raise UsageError(f"{folder} is no whole run: `cnnbench resume {folder}` goes on with it.")
         summary, judged = read_json(folder / "summary.json"), read_json(folder / "evaluation.json")
         found, names = judged[judged["split"]]["figures"], names or [summary["main_metric"]]
-        if lost := [name for name in names if name not in found]: raise UsageError(f"{folder} has no figure {lost[0]}. {did_you_mean(lost[0], found)}")
-        held = [Interval(**found[name]) for name in names]
-        cells = [f"{one.value:.3f}" + ("" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})") for one in held]
+        known |= dict.fromkeys(found)
+        cells = [figure_cell(Interval(**found[name])) if name in found else None for name in names]
         rows.append((folder.name, f"{summary['train_images']:,}", format_seconds(summary["train_seconds"]), *cells))
+    if lost := [name for name in names if name not in known]: raise UsageError(f"None of these runs has a figure {lost[0]}. {did_you_mean(lost[0], known)}")
     return text_table(("run", "images trained", "time", *(name.replace("_", " ") for name in names)), rows)
