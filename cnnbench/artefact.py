@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'FACTS', 'WEIGHTS', 'LARGEST_FACTS', 'array_pixels', 'Preprocessing', 'ArtefactInfo', 'build', 'own_blocks',
            'check_own', 'file_sum', 'seal_of', 'write_facts', 'read_facts', 'check_name', 'check_files', 'put_file',
            'older', 'replacing_folder', 'network_shapes', 'check_shapes', 'check_statistics', 'save_artefact',
-           'Prediction', 'list_inputs', 'try_read', 'Artefact', 'answers_to', 'read_weights', 'read_info',
-           'load_artefact', 'printable', 'predictions_table', 'write_predictions_csv']
+           'Prediction', 'list_inputs', 'try_read', 'Artefact', 'answers_to', 'predict_large', 'read_weights',
+           'read_info', 'load_artefact', 'printable', 'predictions_table', 'write_predictions_csv', 'write_masks']
 
 # %% ../nbs/80_artefact.ipynb #99f1b041
 import csv
@@ -19,7 +19,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,10 +83,14 @@ class Preprocessing:
     def read_placed(self, image: Path | str | np.ndarray) -> tuple[np.ndarray, Place]:
         "The same, and where it lies in the original."
         if self.clips: return self.read_frames(image), Place(np.eye(3), (self.shape[2], self.shape[3]))
-        channels, *size = self.shape
-        pixels = array_pixels(image, channels, self.depth) if isinstance(image, np.ndarray) else read_image(image, channels, self.depth)
-        made, matrix = fit_image(pixels, (size[0], size[1]), self.fit)
+        pixels = self.read_whole(image)
+        made, matrix = fit_image(pixels, (self.shape[1], self.shape[2]), self.fit)
         return made, Place(np.asarray(matrix, np.float64), (pixels.shape[0], pixels.shape[1]))
+
+    def read_whole(self, image: Path | str | np.ndarray) -> np.ndarray:
+        "uint8 (height, width, channel) of an image at its own size."
+        if isinstance(image, np.ndarray): return array_pixels(image, self.shape[-3], self.depth)
+        return read_image(image, self.shape[-3], self.depth)
 
     def read_frames(self, clip: Path | str | np.ndarray) -> np.ndarray:
         "uint8 (time, height, width, channel) of a clip."
@@ -323,9 +327,9 @@ def list_inputs(
     return found
 
 
-def try_read(preprocessing: Preprocessing, image: Path | np.ndarray) -> tuple[np.ndarray, Place] | str:
-    "The image's pixels and its place in the original, or the reason why there are none."
-    try: return preprocessing.read_placed(image)
+def try_read(read: Callable[[Any], Any], image: Path | np.ndarray) -> Any:
+    "What `read` makes of an image, such as its pixels and its place in the original, or the reason why there are none."
+    try: return read(image)
     except UsageError as error: return str(error.__cause__ if isinstance(error.__cause__, UsageError) else error)
 
 # %% ../nbs/80_artefact.ipynb #301e5834
@@ -358,15 +362,19 @@ class Artefact:
         with torch.inference_mode(): made = self.task.deployed(self.model)(*(held.to(self.device) for held in inputs))
         return [held.cpu().numpy() for held in (made if isinstance(made, (tuple, list)) else (made,))]
 
-    def predict(self, inputs: Any, batch_size: int = 64, threads: int = 2) -> list[Prediction]:
-        "One prediction for each file, each one in a folder, each array (uint8), in their order. Raises UsageError for a model that takes no images."
+    def predict(self, inputs: Any, batch_size: int = 64, threads: int = 2, tiled: bool = False) -> list[Prediction]:
+        """One prediction for each file, each one in a folder, each array (uint8), in their order.
+
+        `tiled`: images are seen at their own size, in tiles of the size that the model takes; in segmentation only.
+        Raises UsageError for a model that takes no images."""
         if self.task.input_names != ("images",):
             raise UsageError(f"This model takes {' and '.join(self.task.input_names)}, no images: it makes them, see `sample`.")
         named, rows = list_inputs(inputs, self.preprocessing.clips), []
+        if tiled: return [predict_large(self, *one) for one in named]
         with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
             for start in range(0, len(named), batch_size):
                 chunk = named[start : start + batch_size]
-                read = list(pool.map(partial(try_read, self.preprocessing), [image for _, image in chunk]))
+                read = list(pool.map(partial(try_read, self.preprocessing.read_placed), [image for _, image in chunk]))
                 rows += answers_to(self, [name for name, _ in chunk], read)
         return rows
 
@@ -386,6 +394,15 @@ def answers_to(artefact: Artefact, names: Sequence[str], read: Sequence[tuple[np
         answers = iter(artefact.task.answers(artefact.run(*artefact.task.inputs(stack)), [place for _, place in good]))
     pairs = zip(names, read, strict=True)
     return [Prediction(name, error=found) if isinstance(found, str) else Prediction(name, next(answers)) for name, found in pairs]
+
+
+def predict_large(artefact: Artefact, name: str, image: Path | np.ndarray) -> Prediction:
+    "The task's answer to an image at its own size, or why it could not be read. Raises UsageError for a task that sees images whole."
+    answer = getattr(artefact.task, "answer_large", None)
+    if answer is None: raise UsageError(f"Only segmentation sees images tile by tile; this model is one of {artefact.info.task.name}.")
+    found = try_read(artefact.preprocessing.read_whole, image)
+    if isinstance(found, str): return Prediction(name, error=found)
+    return Prediction(name, answer(artefact.model, found, min(artefact.preprocessing.shape[1:])))
 
 # %% ../nbs/80_artefact.ipynb #4b555c40
 def read_weights(path: Path, info: ArtefactInfo) -> dict[str, torch.Tensor]:
@@ -453,3 +470,18 @@ def write_predictions_csv(path: Path | str, predictions: Sequence[Prediction]) -
         writer = csv.DictWriter(file, [*columns, "error"], restval="", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows(rows)
+
+# %% ../nbs/80_artefact.ipynb #571810eb
+def write_masks(folder: Path | str, predictions: Sequence[Prediction]) -> list[Path]:
+    "Write the mask of each image that could be read, of its size, under its name; the files. Raises UsageError for answers without masks."
+    answers = [(Path(one.file).stem, one.answer) for one in predictions if one.answer is not None]
+    if lost := [type(answer).__name__ for _, answer in answers if not hasattr(answer, "mask_image")]:
+        raise UsageError(f"There are no masks in these predictions ({lost[0]}): only segmentation makes them.")
+    found, taken = list[Path](), set[str]()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for stem, answer in answers:
+        name = next(name for name in (stem, *(f"{stem}-{number}" for number in range(2, len(answers) + 2))) if name not in taken)
+        taken.add(name)
+        found.append(Path(folder) / f"{name}.png")
+        with replacing(found[-1]) as aside: answer.mask_image().save(aside, format="PNG")  # type: ignore[attr-defined]
+    return found

@@ -101,16 +101,19 @@ def predict(
     paths: tuple[Path, ...],  # images or clips, and folders of them
     /,
     csv: Path | None = None,  # write the whole table there
+    masks: Path | None = None,  # segmentation: write each image's mask into this folder
+    tiled: bool = False,  # segmentation: see images at their own size, in overlapping tiles of the size that the model takes
     device: str = "auto",
 ) -> int:
     "Say what is on images."
-    from cnnbench.artefact import load_artefact, predictions_table, write_predictions_csv
+    from cnnbench.artefact import load_artefact, predictions_table, write_masks, write_predictions_csv
 
-    predictions = load_artefact(artefact, device=device).predict(list(paths))
+    predictions = load_artefact(artefact, device=device).predict(list(paths), tiled=tiled)
     print(predictions_table(predictions))
     if csv is not None:
         write_predictions_csv(csv, predictions)
         print(f"Written: {csv}")
+    if masks is not None: print(f"Written: {len(write_masks(masks, predictions))} masks to {masks}")
     return int(all(prediction.error for prediction in predictions))
 
 # %% ../nbs/91_cli.ipynb #0d68183d

@@ -438,7 +438,7 @@ def figures_table(
     folders: Sequence[Path | str],  # of runs that are whole
     names: Sequence[str] = (),  # of figures; the main one where empty
 ) -> str:
-    "A text table of runs: images trained, time, and figures with their 95 % intervals, a dash for one that a run lacks. Raises UsageError for a run that is not whole."
+    "A text table of runs: images trained, time, figures with 95 % intervals; a dash for one that a run lacks. Raises UsageError for one not whole."
     rows, names, known = [], list(names), dict[str, None]()
     for folder in map(Path, folders):
         if not (folder / "summary.json").exists(): raise UsageError(f"{folder} is no whole run: `cnnbench resume {folder}` goes on with it.")
@@ -447,5 +447,6 @@ def figures_table(
         known |= dict.fromkeys(found)
         cells = [figure_cell(Interval(**found[name])) if name in found else None for name in names]
         rows.append((folder.name, f"{summary['train_images']:,}", format_seconds(summary["train_seconds"]), *cells))
-    if lost := [name for name in names if name not in known]: raise UsageError(f"None of these runs has a figure {lost[0]}. {did_you_mean(lost[0], known)}")
+    if lost := [name for name in names if name not in known]:
+        raise UsageError(f"None of these runs has a figure {lost[0]}. {did_you_mean(lost[0], known)}")
     return text_table(("run", "images trained", "time", *(name.replace("_", " ") for name in names)), rows)

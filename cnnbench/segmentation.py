@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['WIDTH', 'FINEST', 'SEGMENTERS', 'LOSSES', 'GROUND', 'DEFAULTS', 'UNet', 'enlarge', 'Bundled', 'unet',
            'torchvision_segmenter', 'build_segmenter', 'shares_of', 'pixel_losses', 'cross_entropy', 'balanced',
-           'focal', 'dice', 'mix', 'tile_starts', 'tile_window', 'Tiled', 'predict_tiled', 'has_ground', 'mask_colours',
-           'draw_mask', 'mask_legend', 'count_pixels', 'pixel_figures', 'MaskOf', 'MaskAnswer', 'place_mask',
-           'RegionScores', 'telling_class', 'image_ious', 'MaskPredictions', 'level_losses', 'Segmentation',
-           'logit_levels', 'whole_images', 'validate_masks', 'predict_masks', 'masks_apart', 'region_questions']
+           'focal', 'dice', 'mix', 'tile_starts', 'tile_window', 'tile_places', 'Tiled', 'predict_tiled', 'has_ground',
+           'mask_colours', 'draw_mask', 'mask_legend', 'count_pixels', 'pixel_figures', 'MaskOf', 'MaskAnswer',
+           'place_mask', 'RegionScores', 'telling_class', 'image_ious', 'MaskPredictions', 'level_losses',
+           'Segmentation', 'logit_levels', 'whole_images', 'validate_masks', 'predict_masks', 'masks_apart',
+           'region_questions']
 
 # %% ../nbs/42_segmentation.ipynb #23532d24
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from .core import UsageError, look_up, preserved, torch_seed
@@ -217,6 +219,20 @@ def tile_window(
     if start + tile < size and overlap: weight = weight * rise(tile - 1 - places)
     return weight
 
+
+def tile_places(
+    height: int,  # of the image, px
+    width: int,
+    tile: int,
+    overlap: int,
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    "Each tile's upper and left end, and its weights, float32 (height, width) of the tile; all are of one size."
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            high, wide = min(tile, height), min(tile, width)
+            down, across = (tile_window(*axis, overlap) for axis in ((top, height, high), (left, width, wide)))
+            yield top, left, down[:, None] * across
+
 # %% ../nbs/42_segmentation.ipynb #3911ac93
 class Tiled(nn.Module):
     "A segmenter that looks at an image tile by tile: log-probabilities (batch, class, height, width)."
@@ -233,28 +249,38 @@ class Tiled(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[2:]
         total, blended = torch.zeros(height, width, device=images.device), torch.zeros(1, 1, height, width, device=images.device)
-        for top in tile_starts(height, self.tile, self.overlap):
-            for left in tile_starts(width, self.tile, self.overlap):
-                high, wide = min(self.tile, height), min(self.tile, width)
-                down, across = (tile_window(*axis, self.overlap) for axis in ((top, height, high), (left, width, wide)))
-                weight = (down[:, None] * across).to(images.device)
-                chances = self.model(images[:, :, top : top + high, left : left + wide]).float().softmax(1) * weight
-                around = (left, width - left - wide, top, height - top - high)
-                blended, total = blended + F.pad(chances, around), total + F.pad(weight, around)
+        for top, left, weight in tile_places(height, width, self.tile, self.overlap):
+            high, wide = weight.shape
+            weight = weight.to(images.device)
+            chances = self.model(images[:, :, top : top + high, left : left + wide]).float().softmax(1) * weight
+            around = (left, width - left - wide, top, height - top - high)  # padded, not written in place: this is exported
+            blended, total = blended + F.pad(chances, around), total + F.pad(weight, around)
         return (blended / total).clamp(min=1e-30).log()
 
-
+# %% ../nbs/42_segmentation.ipynb #9e87b699
 def predict_tiled(
     model: nn.Module,  # pixels → logits
     image: np.ndarray,  # uint8 (height, width, channel)
     tile: int = 256,  # px
     overlap: float = 0.25,  # share of a tile that its neighbour sees too
+    batch_size: int = 8,  # tiles that are looked at together
 ) -> np.ndarray:
     "Probabilities (class, height, width), float32, of an image of any size; the model is left in its mode."
-    device = next(model.parameters()).device
+    device, pixels = next(model.parameters()).device, torch.from_numpy(image).permute(2, 0, 1)
+    places = list(tile_places(*image.shape[:2], tile, round(tile * overlap)))
+    blended, total = torch.zeros(0), torch.zeros(image.shape[:2])
     with preserved(model), torch.no_grad():
         model.eval()
-        return Tiled(model, tile, overlap)(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))[0].exp().cpu().numpy()
+        for start in range(0, len(places), batch_size):
+            some = places[start : start + batch_size]
+            parts = [pixels[:, top : top + weight.shape[0], left : left + weight.shape[1]] for top, left, weight in some]
+            found = model(torch.stack(parts).to(device)).float().softmax(1).cpu()
+            if not len(blended): blended = torch.zeros(found.shape[1], *image.shape[:2])
+            for chances, (top, left, weight) in zip(found, some, strict=True):
+                around = slice(top, top + weight.shape[0]), slice(left, left + weight.shape[1])
+                blended[:, *around] += chances * weight
+                total[around] += weight
+    return (blended / total).numpy()
 
 # %% ../nbs/42_segmentation.ipynb #93da0161
 GROUND = ("background", "_background_", "__background__", "ground", "void", "unlabeled", "unlabelled", "other")
@@ -335,6 +361,12 @@ class MaskAnswer:
         return [{"class": self.classes[place], "pixels": int(counts[place]), "share": round(counts[place] / seen, 6)} for place in order]
 
     def words(self) -> str: return ", ".join(f"{row['class']} {row['share']:.1%}" for row in self.records()) or "nothing"
+
+    def mask_image(self) -> Image.Image:
+        "The mask as a picture of class ids with a palette."
+        picture = Image.fromarray(self.mask, "P")
+        picture.putpalette(mask_colours(self.classes).tobytes())
+        return picture
 
 
 def place_mask(ids: np.ndarray, place: Place) -> np.ndarray:
@@ -425,6 +457,11 @@ class Segmentation(OneImage):
 
     def answers(self, outputs: Sequence[np.ndarray], places: Sequence[Place]) -> list[MaskAnswer]:
         return [MaskAnswer(place_mask(ids, place), self.classes) for ids, place in zip(outputs[0], places, strict=True)]
+
+    def answer_large(self, model: nn.Module, image: np.ndarray, tile: int) -> MaskAnswer:
+        "The mask of an image of any size, uint8 (height, width, channel), seen in tiles of `tile` px."
+        chances = predict_tiled(model, image, tile, self.config.segmentation.tile_overlap)
+        return MaskAnswer(chances.argmax(0).astype(np.uint8), self.classes)
 
     def questions(self, model: nn.Module, predictions: MaskPredictions, dataset: Dataset, count: int) -> list[Question]:
         return region_questions(self, model, predictions, dataset, count)

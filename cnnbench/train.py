@@ -488,7 +488,7 @@ def choose_speed(
     for candidate in candidates(config, device):
         if device.type == "cpu" and candidate.precision in DTYPES and (name := wrong_layer(candidate, model, task, batch)):
             if config.precision == "auto": continue
-            raise UsageError(f"In {config.precision} this machine computes a wrong gradient of {name}, whose maps are small: take --train.precision fp32.")
+            raise UsageError(f"In {config.precision} this machine computes the gradient of {name} wrongly: take --train.precision fp32.")
         seconds = measure_step(candidate, model, task, batch)
         if best is None or best.seconds / seconds >= MIN_GAIN: best = Speed(candidate.precision, candidate.layout, seconds)
     assert best is not None

@@ -114,6 +114,19 @@ def test_what_is_exported_is_used(task, finished, tmp_path, capsys):
     assert main(["predict", str(artefact.folder), str(tmp_path)]) == 0 and "one." in capsys.readouterr().out
 
 
+def test_a_large_image_is_segmented_in_tiles(finished, tmp_path, capsys):
+    artefact, pixels = finished("segmentation") / "artefact", np.random.default_rng(0).integers(0, 256, (150, 90, 3), np.uint8)
+    (tmp_path / "more").mkdir()
+    for place in ("large.png", "more/large.png"): Image.fromarray(pixels).save(tmp_path / place)
+    masks, clips = tmp_path / "masks", finished("video") / "artefact"
+    assert main(["predict", str(artefact), str(tmp_path / "large.png"), str(tmp_path / "more"), "--tiled", "--masks", str(masks)]) == 0
+    (alone,) = load_artefact(artefact).predict(pixels, tiled=True)
+    written = [np.asarray(Image.open(masks / name)) for name in ("large.png", "large-2.png")]
+    assert all(np.array_equal(mask, alone.answer.mask) for mask in written) and written[0].shape == (150, 90)
+    assert not np.array_equal(alone.answer.mask, load_artefact(artefact).predict(pixels)[0].answer.mask)  # that one saw the image made small
+    assert main(["predict", str(clips), str(tmp_path), "--tiled"]) == 1 and "tile by tile" in capsys.readouterr().err
+
+
 @EVERY
 def test_resumed_to_the_bit(task, finished, tmp_path):
     changes = {"train.save_seconds": 0.1, "train.average": 0.9}
