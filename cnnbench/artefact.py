@@ -82,15 +82,16 @@ class Preprocessing:
 
     def read_placed(self, image: Path | str | np.ndarray) -> tuple[np.ndarray, Place]:
         "The same, and where it lies in the original."
-        if self.clips: return self.read_frames(image), Place(np.eye(3), (self.shape[2], self.shape[3]))
+        height, width = self.shape[-2:]
+        if self.clips: return self.read_frames(image), Place(np.eye(3), (height, width))
         pixels = self.read_whole(image)
-        made, matrix = fit_image(pixels, (self.shape[1], self.shape[2]), self.fit)
+        made, matrix = fit_image(pixels, (height, width), self.fit)
         return made, Place(np.asarray(matrix, np.float64), (pixels.shape[0], pixels.shape[1]))
 
     def read_whole(self, image: Path | str | np.ndarray) -> np.ndarray:
         "uint8 (height, width, channel) of an image at its own size."
-        if isinstance(image, np.ndarray): return array_pixels(image, self.shape[-3], self.depth)
-        return read_image(image, self.shape[-3], self.depth)
+        how = self.shape[-3], self.depth
+        return array_pixels(image, *how) if isinstance(image, np.ndarray) else read_image(image, *how)
 
     def read_frames(self, clip: Path | str | np.ndarray) -> np.ndarray:
         "uint8 (time, height, width, channel) of a clip."
@@ -354,8 +355,8 @@ class Artefact:
 
     def preprocess(self, images: Any) -> torch.Tensor:
         "uint8 (image, [time,] channel, height, width) of paths or arrays. Raises UsageError for the first that cannot be read."
-        named = list_inputs(images, self.preprocessing.clips)
-        return torch.from_numpy(np.stack([self.preprocessing.read(image) for _, image in named])).movedim(-1, -3)
+        read = [self.preprocessing.read(image) for _, image in list_inputs(images, self.preprocessing.clips)]
+        return torch.from_numpy(np.stack(read)).movedim(-1, -3)
 
     def run(self, *inputs: torch.Tensor) -> list[np.ndarray]:
         "What the deployed model makes of its inputs, uint8 images for most tasks: decoded arrays, named by `task.output_names`."
@@ -363,19 +364,15 @@ class Artefact:
         return [held.cpu().numpy() for held in (made if isinstance(made, (tuple, list)) else (made,))]
 
     def predict(self, inputs: Any, batch_size: int = 64, threads: int = 2, tiled: bool = False) -> list[Prediction]:
-        """One prediction for each file, each one in a folder, each array (uint8), in their order.
-
-        `tiled`: images are seen at their own size, in tiles of the size that the model takes; in segmentation only.
-        Raises UsageError for a model that takes no images."""
+        "A prediction for each image, in order; `tiled` segments them at their own size. Raises UsageError for a model that takes no images."
         if self.task.input_names != ("images",):
             raise UsageError(f"This model takes {' and '.join(self.task.input_names)}, no images: it makes them, see `sample`.")
         named, rows = list_inputs(inputs, self.preprocessing.clips), []
         if tiled: return [predict_large(self, *one) for one in named]
         with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
-            for start in range(0, len(named), batch_size):
-                chunk = named[start : start + batch_size]
-                read = list(pool.map(partial(try_read, self.preprocessing.read_placed), [image for _, image in chunk]))
-                rows += answers_to(self, [name for name, _ in chunk], read)
+            for chunk in (named[start : start + batch_size] for start in range(0, len(named), batch_size)):
+                read = pool.map(partial(try_read, self.preprocessing.read_placed), [image for _, image in chunk])
+                rows += answers_to(self, [name for name, _ in chunk], list(read))
         return rows
 
     def sample(self, count: int, seed: int = 0) -> np.ndarray:

@@ -122,7 +122,7 @@ def get_at(config: Any, path: str) -> Any:
     value = getattr(config, head)
     return get_at(value, rest) if rest else value
 
-
+# %% ../nbs/01_config.ipynb #661c68f1
 def replace_all(config: Config, settings: Mapping[str, Any]) -> Config:
     "A copy of `config` with the settings at dotted paths changed, all at once, so that those that need each other come in any order."
     whole, parts = dict[str, Any](), dict[str, dict[str, Any]]()

@@ -8,14 +8,15 @@ __all__ = ['TRAIN', 'VAL', 'TEST', 'OPEN', 'PARTS', 'IDX_FILES', 'FASHION', 'CIF
            'DataConfig', 'make_room', 'make_all', 'hold_in_memory', 'hold_in_file', 'hold_images', 'write_images',
            'digest_of', 'channel_count', 'from_arrays', 'load_digits', 'load_shapes', 'visible_folders', 'list_classes',
            'try_header', 'largest_value', 'working_size', 'check_skipped', 'FoundImage', 'scan_folder', 'load_folder',
-           'NamedSet', 'open_named', 'download_named', 'load_named', 'call_own', 'from_items', 'load_own',
-           'check_classes', 'load_dataset', 'Split', 'place_by_file', 'place_by_rank', 'split_dataset',
-           'PixelStatistics', 'pixel_statistics', 'fingerprint', 'plain_batch', 'Makers', 'Loader']
+           'NamedSet', 'open_named', 'download_named', 'load_named', 'call_own', 'class_numbers', 'item_reader',
+           'from_items', 'load_own', 'check_classes', 'load_dataset', 'Split', 'place_by_file', 'place_by_rank',
+           'split_dataset', 'PixelStatistics', 'pixel_statistics', 'fingerprint', 'plain_batch', 'Makers', 'Loader']
 
 # %% ../nbs/10_data.ipynb #deb842d3
 import bisect
 import hashlib
 import inspect
+import operator
 import os
 import shutil
 import tempfile
@@ -517,29 +518,50 @@ def call_own(found: Any, config: DataConfig) -> Any:
     return found(config) if any(item.default is item.empty and item.kind in (0, 1) for item in known) else found()
 
 
-def from_items(name: str, items: Any, config: DataConfig) -> Dataset:
-    "A data set from a map-style one: items (PIL image or uint8 array, whole number), `classes` where it has them."
-    lock = threading.Lock()  # nobody says that it may be read by several threads
-    def pixels_at(row: int) -> tuple[np.ndarray, int]:
+def class_numbers(
+    name: str,  # of the data set, for errors
+    told: Sequence[Any],  # what each item comes with
+    shapes: np.ndarray,  # int64 (item, 2): height and width of each item's image
+    size: tuple[int, int],  # that images are brought to
+    fit: str,
+    classes: Sequence[str] | None,  # the names, where they are known
+) -> tuple[Any, Sequence[str]]:
+    "Targets and names of classes where each item comes with the number of its class."
+    numbers = list[int]()
+    for row, target in enumerate(told):
+        try: numbers.append(operator.index(target))
+        except TypeError: raise UsageError(f"{name}: item {row} comes with a {type(target).__name__}, not with the number of its class.") from None
+    return np.array(numbers), classes or [str(number) for number in range(max(numbers) + 1)]
+
+
+def item_reader(name: str, items: Any) -> Callable[[int], tuple[np.ndarray, Any]]:
+    "What gives the pixels and the target of an item, one at a time: nobody says that a data set may be read by several threads."
+    lock = threading.Lock()
+    def read(row: int) -> tuple[np.ndarray, Any]:
         with lock: image, target = items[row][:2]
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8: image = image if image.ndim == 3 else image[..., None]
-        elif isinstance(image, Image.Image): image = pixels_of(ImageOps.exif_transpose(image))
-        else: raise UsageError(f"{name}: item {row} is a {type(image).__name__}: give a PIL image or a uint8 array, not a tensor.")
-        return image, int(target)
-    seen = [(image.shape, target, int(image.max()) if image.dtype == np.uint16 else 0) for image, target in map(pixels_at, range(len(items)))]
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8: return image if image.ndim == 3 else image[..., None], target
+        if isinstance(image, Image.Image): return pixels_of(ImageOps.exif_transpose(image)), target
+        raise UsageError(f"{name}: item {row} is a {type(image).__name__}: give a PIL image or a uint8 array, not a tensor.")
+    return read
+
+# %% ../nbs/10_data.ipynb #92a4af95
+def from_items(name: str, items: Any, config: DataConfig, column: Callable[..., tuple[Any, Sequence[str]]] = class_numbers) -> Dataset:
+    "A data set from a map-style one: items (PIL image or uint8 array, target), `classes` where it has them; `column` understands the targets."
+    read = item_reader(name, items)
+    seen = [(image.shape, target, int(image.max()) if image.dtype == np.uint16 else 0) for image, target in map(read, range(len(items)))]
     if not seen: raise UsageError(f"Data set {name} holds no images.")
-    shapes, targets = np.array([shape[:2] for shape, _, _ in seen]), np.array([target for _, target, _ in seen])
+    shapes = np.array([shape[:2] for shape, _, _ in seen])
     depth = max(8, max(top for *_, top in seen).bit_length()) if any(top for *_, top in seen) else 16
     size, channels = working_size(config, shapes), channel_count(config, all(shape[2] < 3 for shape, *_ in seen))
-    images = LazyImages((len(seen), *size, channels), lambda row: fit_image(to_pixels(pixels_at(row)[0], channels, depth), size, config.fit)[0])
+    targets, classes = column(name, [target for _, target, _ in seen], shapes, size, config.fit, getattr(items, "classes", None))
+    images = LazyImages((len(seen), *size, channels), lambda row: fit_image(to_pixels(read(row)[0], channels, depth), size, config.fit)[0])
     source, _ = hold_images(images, config)
-    classes = getattr(items, "classes", None) or [str(number) for number in range(targets.max() + 1)]
     geometry = np.stack([plan_fit((height, width), size, config.fit).matrix() for height, width in shapes.tolist()])
     return Dataset(name, source, targets, tuple(map(str, classes)), geometry=geometry, depth=depth, fit=config.fit)
 
-# %% ../nbs/10_data.ipynb #92a4af95
-def load_own(config: DataConfig) -> Dataset:
-    "The data set that the user's `module:attribute` gives. Raises UsageError for what is none."
+# %% ../nbs/10_data.ipynb #bb23b07e
+def load_own(config: DataConfig, column: Callable[..., tuple[Any, Sequence[str]]] = class_numbers) -> Dataset:
+    "The data set that the user's `module:attribute` gives; `column` understands the targets of a map-style one. Raises UsageError for what is none."
     given = call_own(load_attribute(config.name), config)
     if hasattr(given, "images") and hasattr(given, "targets") and hasattr(given, "classes"): return given
     if isinstance(given, tuple) and len(given) == 2:
@@ -548,7 +570,7 @@ def load_own(config: DataConfig) -> Dataset:
         if not whole or targets.min() < 0:
             raise UsageError(f"{config.name}: labels are {targets.dtype} {targets.shape}: give a whole number for each of the {len(images)} images.")
         return from_arrays(config.name, images, targets, [str(number) for number in range(int(targets.max()) + 1)], config)
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"): return from_items(config.name, given, config)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"): return from_items(config.name, given, config, column)
     raise UsageError(f"{config.name} gives a {type(given).__name__}: it must give a Dataset, (uint8 images, labels), or a map-style data set.")
 
 # %% ../nbs/10_data.ipynb #70f923d4
@@ -641,6 +663,9 @@ def split_dataset(
         if len(rows) == 0: continue
         if dataset.files: places[rows] = place_by_file([dataset.files[row] for row in rows], val, test, seed)
         else: places[rows] = place_by_rank(len(rows), val, test, philox(seed, "split", target % (len(dataset.classes) + 1)))
+    if not (places == TRAIN).any():
+        count = "its one image is" if len(places) == 1 else f"all of its {len(places)} images are"
+        raise UsageError(f"Data set {dataset.name}: {count} held out, and none is left to train on. Add some, or lower DataConfig.val and test.")
     return Split(*(np.flatnonzero(places == place) for place in (TRAIN, VAL, TEST)))
 
 # %% ../nbs/10_data.ipynb #9a9aa5d0

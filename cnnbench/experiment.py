@@ -303,7 +303,7 @@ def from_line(line: str) -> tuple[float, Any]:
     if "metrics" in values: values["metrics"] = {name: math.nan if held is None else held for name, held in values["metrics"].items()}
     return values.pop("seconds"), KINDS[values.pop("kind")](**values)
 
-
+# %% ../nbs/51_experiment.ipynb #965548ca
 class Log:
     "A run's `log.jsonl`, open for writing."
 

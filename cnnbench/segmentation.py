@@ -219,7 +219,7 @@ def tile_window(
     if start + tile < size and overlap: weight = weight * rise(tile - 1 - places)
     return weight
 
-
+# %% ../nbs/42_segmentation.ipynb #e067449d
 def tile_places(
     height: int,  # of the image, px
     width: int,
@@ -267,7 +267,7 @@ def predict_tiled(
 ) -> np.ndarray:
     "Probabilities (class, height, width), float32, of an image of any size; the model is left in its mode."
     device, pixels = next(model.parameters()).device, torch.from_numpy(image).permute(2, 0, 1)
-    places = list(tile_places(*image.shape[:2], tile, round(tile * overlap)))
+    places = list(tile_places(image.shape[0], image.shape[1], tile, round(tile * overlap)))
     blended, total = torch.zeros(0), torch.zeros(image.shape[:2])
     with preserved(model), torch.no_grad():
         model.eval()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -457,11 +457,12 @@ def wrong_layer(config: TrainConfig, model: nn.Module, task: Task, batch: Batch)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         lay_out(model, config.layout)
         for name, (layer, given) in layer_inputs(config, model, task, batch).items():
-            if not layer.weight.requires_grad: continue
+            weight = cast(torch.Tensor, layer.weight)
+            if not weight.requires_grad: continue
             with autocast(config, device): made = layer(given)
             exact = layer(given.float())
             pull = torch.randn_like(exact)
-            found, wanted = (torch.autograd.grad(out, layer.weight, pull.to(out.dtype))[0] for out in (made, exact))
+            found, wanted = (torch.autograd.grad(out, weight, pull.to(out.dtype))[0] for out in (made, exact))
             if not float((found - wanted).norm() / wanted.norm().clamp(min=1e-12)) < WRONG: return name
     return ""
 
