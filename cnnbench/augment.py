@@ -6,8 +6,8 @@
 __all__ = ['DRAWING', 'PARTNERS', 'NOT_LATE', 'finish_image', 'apply_arrays', 'inside', 'blur_tensors', 'noise_tensors', 'placed',
            'recolour_tensors', 'apply_tensors', 'mix_arrays', 'mix_tensors', 'put_mosaics', 'mosaic_arrays',
            'mosaic_tensors', 'augment_arrays', 'augment_tensors', 'mosaic_targets', 'augment_targets', 'OwnDraws',
-           'find_transform', 'pack_item', 'unpack_items', 'transform_items', 'Augmenter', 'check_augmenting',
-           'seeds_of', 'late_batch', 'augmented_batch']
+           'find_transform', 'pack_item', 'corners_of', 'unpack_items', 'transform_items', 'Augmenter',
+           'check_augmenting', 'seeds_of', 'late_batch', 'augmented_batch']
 
 # %% ../nbs/20_augment.ipynb #46392e17
 import threading
@@ -334,6 +334,16 @@ def pack_item(image: torch.Tensor, targets: Any, item: int) -> dict[str, Any]:
     return packed
 
 
+def corners_of(boxes: torch.Tensor) -> np.ndarray:
+    "float (box, 4): XYXY of boxes in any of torchvision's formats. Raises UsageError for what is not a finite number."
+    from torchvision.transforms.v2 import functional
+    from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+    if isinstance(boxes, BoundingBoxes): boxes = functional.convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
+    if not torch.isfinite(boxes).all(): raise UsageError("A transform makes boxes that are no finite numbers.")
+    return boxes.as_subclass(torch.Tensor).numpy().reshape(-1, 4)
+
+
 def unpack_items(found: list[dict[str, Any]], targets: Any) -> Any:
     "The targets after the transform. Raises UsageError where their form has changed."
     if isinstance(targets, Masks):
@@ -345,7 +355,7 @@ def unpack_items(found: list[dict[str, Any]], targets: Any) -> Any:
     begins = np.searchsorted(targets.owner, np.arange(targets.images))
     kept = [item["labels"].numpy().reshape(-1, 2) for item in found]
     joined = targets.keep(np.concatenate([begin + labels[:, 1] for begin, labels in zip(begins, kept, strict=True)]))
-    boxes = [item["boxes"].as_subclass(torch.Tensor).numpy().reshape(-1, 4) for item in found]
+    boxes = [corners_of(item["boxes"]) for item in found]
     if list(map(len, boxes)) != list(map(len, kept)):
         raise UsageError("A transform dropped boxes but not their labels: put v2.SanitizeBoundingBoxes() behind it, which drops both.")
     owner = np.repeat(np.arange(targets.images), [len(labels) for labels in kept])
@@ -361,15 +371,19 @@ def transform_items(
     "The images and targets, each put through `transform`. Raises UsageError for one that fails, or changes what an image is."
     found, result = [], torch.empty_like(images)
     for item, seed in enumerate(seeds):
+        given = pack_item(images[item], targets, item)
+        names = tuple(given)
         try:
-            with OwnDraws(seed): out = transform(pack_item(images[item], targets, item))
+            with OwnDraws(seed): out = transform(given)
         except UsageError: raise
         except Exception as error:  # anything that somebody's code may raise
             raise UsageError(f"The transform {transform} fails: {error}. It gets a dictionary, as torchvision.transforms.v2 do.") from error
-        image = out["image" if images.ndim == 4 else "video"] if isinstance(out, dict) else out
-        if not isinstance(image, torch.Tensor) or image.shape != images[item].shape or image.dtype != torch.uint8:
-            what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-            raise UsageError(f"The transform {transform} gives {what}: it must stay uint8 {tuple(images[item].shape)}.")
+        if not isinstance(out, dict) or not all(isinstance(out.get(name), torch.Tensor) for name in names):
+            what = f"{type(out).__name__} of {', '.join(out)}" if isinstance(out, dict) else type(out).__name__
+            raise UsageError(f"The transform {transform} gives {what}: it must give back the dict of tensors that it gets, of {', '.join(names)}.")
+        image = out[names[0]]
+        if image.shape != images[item].shape or image.dtype != torch.uint8:
+            raise UsageError(f"The transform {transform} gives {image.dtype} {tuple(image.shape)}: it must stay uint8 {tuple(images[item].shape)}.")
         result[item] = image
         found.append(out)
     return result, unpack_items(found, targets)

@@ -48,7 +48,7 @@ def take_objects(shares: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray) 
     levels, every = np.minimum(thresholds, 1 - 1e-10), np.arange(len(thresholds))
     for place, row in enumerate(shares):
         open_ones = np.where(free, row, -1.0)  # (threshold, object)
-        best = open_ones.argmax(1)
+        best = open_ones.shape[1] - 1 - open_ones[:, ::-1].argmax(1)  # of equals the last, as COCO has it
         hit = open_ones[every, best] >= levels
         taken[hit, place], free[every[hit], best[hit]] = best[hit], False
         if crowd.any(): taken[~hit & (row[crowd].max() >= levels), place] = -2

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'BETA', 'TOP', 'BOX_WEIGHT', 'NECK', 'FINEST', 'CANDIDATES', 'LEAST', 'Flat', 'DETECTORS', 'LOSSES',
-           'DEFAULTS', 'Raw', 'grid_points', 'Objects', 'list_objects', 'Matches', 'best_positions', 'match_objects',
-           'quality_focal', 'in_crowds', 'aligned_loss', 'conv_norm', 'Neck', 'Centre', 'make_centre', 'kept_boxes',
-           'first_ones', 'settle', 'decode', 'Untouched', 'target_list', 'OneStage', 'three', 'anchors_of',
-           'softmax_logits', 'root_logits', 'top_places', 'regions_of', 'pooled_regions', 'TwoStage',
+           'DEFAULTS', 'Raw', 'grid_points', 'Objects', 'list_objects', 'Matches', 'best_positions', 'places_within',
+           'match_objects', 'quality_focal', 'in_crowds', 'aligned_loss', 'conv_norm', 'Neck', 'Centre', 'make_centre',
+           'kept_boxes', 'first_ones', 'settle', 'decode', 'Untouched', 'target_list', 'OneStage', 'three',
+           'anchors_of', 'softmax_logits', 'root_logits', 'top_places', 'regions_of', 'pooled_regions', 'TwoStage',
            'torchvision_detector', 'make_ssdlite', 'make_retinanet', 'make_fcos', 'make_faster', 'detect', 'Detected',
            'Detections', 'detect_batches', 'overlaps', 'nearest_pairs', 'boxes_apart', 'BoxAnswer', 'box_answer',
            'box_answers', 'tag', 'draw_boxes', 'PositionScores', 'RegionScores', 'pair_up', 'covered', 'Doubt',
@@ -89,23 +89,32 @@ class Matches(NamedTuple):
 
 
 def best_positions(alignment: torch.Tensor, top: int) -> torch.Tensor:
-    "Whether each position is among the `top` of each object, bool like `alignment` (batch, object, position); 0 never is."
+    "Whether each position is among the `top` of each object, bool like `alignment` (batch, object, position); -inf never is."
     found = alignment.topk(min(top, alignment.shape[2]), dim=2)
-    return torch.zeros_like(alignment, dtype=torch.bool).scatter_(2, found.indices, found.values > 0)
+    return torch.zeros_like(alignment, dtype=torch.bool).scatter_(2, found.indices, found.values > -math.inf)
+
+
+def places_within(points: torch.Tensor, objects: Objects) -> torch.Tensor:
+    "Whether each position lies in each object that counts, bool (batch, object, position); in one too small for any, the nearest does."
+    edges = torch.cat([points - objects.boxes[:, :, None, :2], objects.boxes[:, :, None, 2:] - points], 3)
+    inside, middles = edges.amin(3) > 0, (objects.boxes[..., :2] + objects.boxes[..., 2:]) / 2
+    nearest = torch.cdist(middles, points.expand(len(middles), -1, -1)).argmin(2, keepdim=True)
+    lonely = ~inside.any(2, keepdim=True) & (torch.arange(len(points), device=points.device) == nearest)
+    return (inside | lonely) & (objects.shares > 0)[:, :, None]
 
 
 @torch.no_grad()
 def match_objects(raw: Raw, objects: Objects) -> Matches:
     "Which positions answer for which objects, and how well they do."
-    scores = raw.logits.sigmoid().transpose(1, 2).gather(1, objects.labels[:, :, None].expand(-1, -1, len(raw.points)))  # (batch, object, position)
+    labels = objects.labels[:, :, None].expand(-1, -1, len(raw.points))
+    scores = F.logsigmoid(raw.logits).transpose(1, 2).gather(1, labels)  # (batch, object, position), of their logarithms, as all below
     overlap = box_iou(objects.boxes, raw.boxes).nan_to_num(0)
-    edges = torch.cat([raw.points - objects.boxes[:, :, None, :2], objects.boxes[:, :, None, 2:] - raw.points], 3)
-    inside = (edges.amin(3) > 0) & (objects.shares > 0)[:, :, None]
-    wanted = best_positions(torch.where(inside, scores**ALPHA * overlap**BETA + 1e-9, 0), TOP)
+    alignment = ALPHA * scores + BETA * overlap.clamp(min=1e-9).log()
+    wanted = best_positions(alignment.masked_fill(~places_within(raw.points, objects), -math.inf), TOP)
     wanted &= torch.where(wanted, overlap, -1).argmax(1, keepdim=True) == torch.arange(wanted.shape[1], device=wanted.device)[:, None]
-    alignment = torch.where(wanted, scores**ALPHA * overlap**BETA, 0)
+    alignment = alignment.masked_fill(~wanted, -math.inf)
     best = torch.where(wanted, overlap, 0).amax(2, keepdim=True)
-    quality = alignment / alignment.amax(2, keepdim=True).clamp(min=1e-9) * best
+    quality = (alignment - alignment.amax(2, keepdim=True)).exp() * best
     image, which, position = wanted.nonzero(as_tuple=True)
     return Matches(image, position, which, quality[image, which, position])
 
@@ -197,6 +206,7 @@ CANDIDATES, LEAST = 10, 0.01  # boxes looked at for each one that may be kept; p
 
 def kept_boxes(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, overlap: float, reach: float) -> torch.Tensor:
     "Places of the boxes that NMS within each group leaves, ascending; boxes lie within 0 to `reach`."
+    if not torch.compiler.is_exporting(): boxes, scores = boxes.double(), scores.double()  # so that many groups do not cost digits
     apart = (groups * (reach + 1)).to(boxes.dtype)[:, None]
     return nms(boxes + apart, scores, overlap).sort().values
 
@@ -246,8 +256,8 @@ class Untouched(nn.Module):
 
 
 def target_list(targets: Boxes, background: bool) -> list[dict[str, torch.Tensor]]:
-    "The boxes of each image as torchvision wants them; crowds are left out, and so are empty boxes."
-    kept = targets.keep(~targets.crowd & (targets.boxes[:, 2:] > targets.boxes[:, :2]).all(1))
+    "The boxes of each image as torchvision wants them, without crowds, empty boxes, and what of a blended image shows by less than half."
+    kept = targets.keep(~targets.crowd & (targets.share >= 0.5) & (targets.boxes[:, 2:] > targets.boxes[:, :2]).all(1))
     return [{"boxes": kept.boxes[own], "labels": kept.labels[own] + int(background)} for own in (kept.owner == place for place in range(len(kept)))]
 
 
@@ -369,7 +379,7 @@ class TwoStage(OneStage):
         scores = logits.softmax(1)[:, 1:]
         region, labels = (scores > config.score).nonzero(as_tuple=True)
         owner, sure = regions[region, 0].long(), scores[region, labels]
-        order = (owner * 2 - sure).argsort()
+        order = (owner * 2 - sure.double()).argsort()
         counts = (images.shape[0], scores.shape[1], images.shape[2], images.shape[3])
         return settle(boxes[region, labels][order], sure[order], labels[order], owner[order], counts, config)
 

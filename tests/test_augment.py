@@ -764,9 +764,18 @@ def test_transforms_draw_by_row_whatever_other_threads_draw():
 @pytest.mark.parametrize(("transform", "sentence"), [
     (v2.Resize(9), "must stay uint8"), (v2.ToDtype(torch.float32, scale=True), "must stay uint8"), (lambda item: None, "gives NoneType"),
     (lambda item: item["nothing"], "fails"), (lambda item: {**item, "boxes": item["boxes"][:0]}, "SanitizeBoundingBoxes"),
+    (lambda item: item["image"], "gives Image: it must give back the dict of tensors that it gets, of image, boxes, labels"),
+    (lambda item: {"image": item["image"]}, "gives dict of image: it must give back"),
+    (lambda item: {**item, "labels": item["labels"].tolist()}, "must give back the dict of tensors"),
+    (lambda item: {**item, "boxes": item["boxes"] * torch.nan}, "no finite numbers"),
 ])
 def test_transforms_that_cannot_be_used(transform, sentence):
     with pytest.raises(UsageError, match=sentence): Augmenter(NONE, BOXED, 0, after=transform)(np.arange(8), 0)
+
+
+def test_boxes_in_another_format_are_the_same_boxes():
+    plain, other = (Augmenter(NONE, BOXED, 0, after=change)(np.arange(8), 0) for change in (None, v2.ConvertBoundingBoxFormat("CXCYWH")))
+    assert torch.allclose(plain.targets.boxes, other.targets.boxes, atol=1e-4)
 
 
 def test_transforms_by_name():

@@ -59,6 +59,13 @@ def splits(draw):
     return table(boxes, true_boxes, there, images), classes
 
 
+@pytest.mark.parametrize("second", [[0, 0, 10, 10], [2, 0, 12, 10]])
+def test_of_two_objects_as_near_the_last_is_taken_as_coco_does(second):
+    found = table([(0, 0, 0.9, [1, 0, 11, 10]), (0, 0, 0.8, second)], [(0, 0, [0, 0, 10, 10]), (0, 0, [2, 0, 12, 10])])
+    ours, official = named_means(average_precisions(match_boxes(found, 1))), coco_figures(found)
+    assert ours["map"] == pytest.approx(official["map"], abs=1e-6) and ours["map_75"] == pytest.approx(official["map_75"], abs=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(splits())
 def test_ours_equals_the_official_code(case):

@@ -11,8 +11,8 @@ from torch import nn
 from cnnbench.core import UsageError
 from cnnbench.data import Batch, DataConfig, Dataset, ShapesConfig
 from cnnbench.detection import (
-    DETECTORS, Detection, Raw, aligned_loss, boxes_apart, decode, detect, doubts, draw_boxes, in_crowds, list_objects, match_objects, pair_up,
-    quality_focal,
+    DETECTORS, Detection, Raw, aligned_loss, boxes_apart, decode, detect, doubts, draw_boxes, in_crowds, kept_boxes, list_objects, match_objects,
+    pair_up, quality_focal, target_list,
 )
 from cnnbench.explain import ExplainConfig, explain
 from cnnbench.models import ModelConfig
@@ -97,6 +97,33 @@ def test_loss_by_hand():
     half = replace(targets, share=torch.tensor([0.5]))  # half of a blended image
     outside = quality_focal(raw.logits[0, 1], torch.zeros(2)).sum()
     assert float(aligned_loss(raw, half)) == pytest.approx(float((expected - outside) / 2 + outside), rel=1e-5)
+
+
+def test_an_object_far_larger_than_the_boxes_at_first_is_learned():
+    image = torch.zeros(1, 3, 192, 192, dtype=torch.uint8)
+    image[:, :, 11:181, 11:181] = 255
+    batch = Batch(image, make_boxes([[[11, 11, 181, 181]]], [[0]]).tensors(), torch.arange(1))
+    task, config = Detection(TaskConfig(name="detection"), ["square"]), TrainConfig(lr=0.005, clip=30, weight_decay=0, schedule="constant", warmup=0)
+    run = start_run(config, task.build(SMALL, (3, 192, 192), MEAN, STD), task, 30)
+    def fit() -> float:
+        with torch.no_grad(): return float(match_objects(run.model.network(run.model.normalize(image)), list_objects(batch.targets)).quality.max())
+    first = fit()
+    for _ in range(30): optimizer_step(run, [batch])
+    assert first < 0.01 and fit() > 0.6
+
+
+def test_what_is_found_does_not_depend_on_the_place_in_the_batch():
+    draw = torch.Generator().manual_seed(0)
+    corner, labels = torch.rand(600, 2, generator=draw) * 600, torch.randint(0, 365, (600,), generator=draw)
+    boxes, scores = torch.cat([corner, corner + 4 + 16 * torch.rand(600, 2, generator=draw)], 1), torch.rand(600, generator=draw)
+    first, last = (kept_boxes(boxes, scores, owner * 365 + labels % 3, 0.1, 640.0) for owner in (0, 255))
+    assert torch.equal(first, last) and len(first) < 600
+
+
+def test_torchvision_is_shown_what_shows_by_half_at_least():
+    told = make_boxes([[[0, 0, 8, 8], [2, 2, 9, 9]]], [[0, 1]]).tensors()
+    told = replace(told, share=torch.tensor([0.7, 0.3]))
+    assert target_list(told, background=True)[0]["labels"].tolist() == [1]
 
 
 def test_nothing_is_learned_in_a_crowd():
