@@ -333,7 +333,7 @@ def pack_item(image: torch.Tensor, targets: Any, item: int) -> dict[str, Any]:
     elif isinstance(targets, Labels): packed["labels"] = torch.as_tensor(targets.values[item])
     return packed
 
-
+# %% ../nbs/20_augment.ipynb #72f8b277
 def corners_of(boxes: torch.Tensor) -> np.ndarray:
     "float (box, 4): XYXY of boxes in any of torchvision's formats. Raises UsageError for what is not a finite number."
     from torchvision.transforms.v2 import functional

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'run_lengths', 'compress', 'uncompress', 'read_runs', 'paint_runs', 'read_polygons', 'paint_polygons',
-           'extent', 'has_keys', 'place_of', 'coco_files', 'sign_of_coco', 'read_parts', 'read_categories',
-           'read_image', 'read_box', 'read_outline', 'read_thing', 'read_file', 'read_coco']
+           'extent_of_runs', 'extent', 'json_files', 'has_keys', 'place_of', 'coco_files', 'sign_of_coco', 'read_parts',
+           'read_categories', 'read_image', 'read_box', 'read_outline', 'read_thing', 'read_file', 'read_coco']
 
 # %% ../nbs/17_coco.ipynb #8735fcac
+import json
 import mmap
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import UsageError, read_json
+from .core import UsageError
 from .data import OPEN, PARTS, DataConfig
 from .formats import Annotations, Entry, Faults, Thing, as_number, check_names, find_file, shown, what_is_there
 
@@ -101,6 +102,17 @@ def paint_polygons(polygons: Sequence[Sequence[float]], height: int, width: int)
     inside = [np.clip(np.reshape(polygon, (-1, 2)), 0, (width, height)).reshape(-1).tolist() for polygon in polygons]
     return coco.decode(coco.merge(coco.frPyObjects(inside, height, width))).astype(bool)
 
+# %% ../nbs/17_coco.ipynb #4b84d611
+def extent_of_runs(counts: Sequence[int], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    "XYXY of the box about the ones of run lengths, without painting them; None where there are none."
+    ends = np.cumsum(np.array(counts, np.int64))
+    first, last = np.append(0, ends)[1:-1:2], ends[1::2] - 1  # pixels, counted column by column
+    first, last = first[last >= first], last[last >= first]
+    if not len(first): return None
+    over = first // size[0] < last // size[0]  # from one column into the next: from top to bottom
+    top, bottom = np.where(over, 0, first % size[0]).min(), np.where(over, size[0] - 1, last % size[0]).max()
+    return float(first.min() // size[0]), float(top), float(last.max() // size[0] + 1), float(bottom + 1)
+
 
 def extent(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     "XYXY of the box about polygons."
@@ -109,6 +121,12 @@ def extent(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, fl
 
 # %% ../nbs/17_coco.ipynb #eb70f183
 KEYS = ("images", "annotations", "categories")
+
+
+def json_files(path: Path) -> list[Path]:
+    "The JSON files in which annotations may lie: in a folder, in its annotations/, in its parts."
+    folders = [path, path / "annotations", *(path / name for name in PARTS)]
+    return [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.suffix.lower() == ".json"]
 
 
 def has_keys(path: Path) -> bool:
@@ -129,8 +147,7 @@ def place_of(path: Path) -> int:
 def coco_files(path: Path) -> tuple[Path, list[Path]]:
     "The folder in which images are looked for, and its files of annotations. Raises UsageError where it is not clear which are meant."
     if path.is_file(): return (path.parent.parent if path.parent.name in ("annotations", *PARTS) else path.parent), [path]
-    folders = [path, path / "annotations", *(path / name for name in PARTS)]
-    found = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json")) if has_keys(file)]
+    found = [file for file in json_files(path) if has_keys(file)]
     for place in {place_of(file) for file in found}:
         alike = [file for file in found if place_of(file) == place]
         meant = [file for file in alike if file.name.startswith("instances")]
@@ -144,17 +161,15 @@ def coco_files(path: Path) -> tuple[Path, list[Path]]:
 # %% ../nbs/17_coco.ipynb #60126fb0
 def sign_of_coco(path: Path) -> str:
     "What speaks for COCO."
-    if path.is_file(): return f"{path.name} has the keys {', '.join(KEYS)}" if path.suffix == ".json" and has_keys(path) else ""
-    folders = [path, path / "annotations", *(path / name for name in PARTS)]
-    file = next((file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json")) if has_keys(file)), None)
+    if path.is_file(): return f"{path.name} has the keys {', '.join(KEYS)}" if path.suffix.lower() == ".json" and has_keys(path) else ""
+    file = next((file for file in json_files(path) if has_keys(file)), None)
     return f"{file.relative_to(path).as_posix()} has the keys {', '.join(KEYS)}" if file else ""
 
 # %% ../nbs/17_coco.ipynb #326eb0d3
 def read_parts(path: Path, shown_as: str) -> dict[str, list[dict[str, Any]]]:
     "The three lists of a COCO file. Raises UsageError for a file that is none."
-    try: held = read_json(path)
-    except (RecursionError, ValueError) as error:
-        raise error if isinstance(error, UsageError) else UsageError(f"{shown_as} is not readable as JSON: {type(error).__name__}.") from error
+    try: held = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, RecursionError, ValueError) as error: raise UsageError(f"{shown_as} is not readable as JSON: {error}.") from error
     if not isinstance(held, dict): raise UsageError(f"{shown_as} holds {shown(held)}: a COCO file is an object with {', '.join(KEYS)}.")
     for key in KEYS:
         if not isinstance(held.get(key), list): raise UsageError(f"{shown_as}: {key} is {shown(held.get(key))}: it must be a list.")
@@ -185,13 +200,15 @@ def read_image(item: Mapping[str, Any], root: Path, where: str, folders: Sequenc
     return Entry(find_file(root, item.get("file_name"), folders), where, place, size=size)  # type: ignore[arg-type]
 
 # %% ../nbs/17_coco.ipynb #9549f400
-def read_box(item: Mapping[str, Any], outline: Any) -> tuple[float, float, float, float]:
-    "XYXY of an annotation: its bbox, else what its outline spans. Raises UsageError."
+def read_box(item: Mapping[str, Any], outline: Any, size: tuple[int, int] | None) -> tuple[float, float, float, float]:
+    "XYXY of an annotation: its bbox, else what its outline spans. `size` is the image's, where it is known. Raises UsageError."
     box = item.get("bbox")
     if box is None and isinstance(outline, partial):
         if outline.func is paint_polygons: return extent(outline.args[0])
-        y, x = np.nonzero(outline(*outline.args[1]))
-        if len(y): return float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)
+        counts, (height, width) = outline.args
+        if size and size != (height, width): raise UsageError(f"its segmentation is {width} × {height} pixels, but its image {size[1]} × {size[0]}")
+        spanned = extent_of_runs(counts, (height, width))
+        if spanned: return spanned
     if not isinstance(box, list) or len(box) != 4: raise UsageError(f"bbox is {shown(box)}: it must be [x, y, width, height]")
     left, top, width, height = (as_number(value, f"bbox[{place}]") for place, value in enumerate(box))
     return left, top, left + width, top + height
@@ -205,17 +222,17 @@ def read_outline(item: Mapping[str, Any]) -> Any:
     raise UsageError(f"segmentation is {shown(held)}: it must be polygons, or run lengths with their size")
 
 
-def read_thing(item: Mapping[str, Any], classes: Mapping[int, int], where: str, masks: bool) -> Thing:
-    "The object of an annotation. Raises UsageError."
+def read_thing(item: Mapping[str, Any], classes: Mapping[int, int], where: str, masks: bool, size: tuple[int, int] | None) -> Thing:
+    "The object of an annotation of an image of such a size, where it is known. Raises UsageError."
     category, crowd = item.get("category_id"), item.get("iscrowd", 0)
     if type(category) is not int or category not in classes: raise UsageError(f"category_id is {shown(category)}, which is no id in categories")
     if crowd not in (0, 1): raise UsageError(f"iscrowd is {shown(crowd)}: it must be 0 or 1")
     outline = read_outline(item) if masks or item.get("bbox") is None else None
-    box = (0.0, 0.0, 1.0, 1.0) if masks else read_box(item, outline)  # of a mask the outline says all
+    box = (0.0, 0.0, 1.0, 1.0) if masks else read_box(item, outline, size)  # of a mask the outline says all
     return Thing(classes[category], box, where, bool(crowd), outline if masks else None)
 
 # %% ../nbs/17_coco.ipynb #3fcf914c
-def read_file(path: Path, root: Path, masks: bool, faults: Faults) -> tuple[dict[int, str], list[Entry]]:
+def read_file(path: Path, root: Path, target: str, faults: Faults) -> tuple[dict[int, str], list[Entry]]:
     "Categories and entries of one COCO file. Raises UsageError for what cannot be right."
     shown_as, place = path.relative_to(root).as_posix(), place_of(path)
     held = read_parts(path, shown_as)
@@ -223,7 +240,7 @@ def read_file(path: Path, root: Path, masks: bool, faults: Faults) -> tuple[dict
     classes = {number: label for label, number in enumerate(categories)}
     tags = [tag for tag in (*re.findall("[a-zA-Z]+[0-9]*", path.stem), path.parent.name) if re.sub("[0-9]", "", tag.lower()) in PARTS]
     above = path.parent.relative_to(root).as_posix()
-    folders = [above, "", "images", "data", *tags, *(f"images/{tag}" for tag in tags)]
+    folders = [above, *(f"images/{tag}" for tag in tags), *tags, "", "images", "data"]  # parts may have images of one name
     found, things, dropped = dict[Any, Entry](), dict[Any, list[Thing]](), set[Any]()
     for number, item in enumerate(held["images"]):
         key, where = item.get("id"), f"{shown_as}, images[{number}]"
@@ -236,10 +253,10 @@ def read_file(path: Path, root: Path, masks: bool, faults: Faults) -> tuple[dict
         key, where = item.get("image_id"), f"{shown_as}, annotations[{number}]"
         try:
             if type(key) not in (int, str) or key not in found: raise UsageError(f"image_id is {shown(key)}, which is no id in images")
-            things.setdefault(key, []).append(read_thing(item, classes, where, masks))
+            things.setdefault(key, []).append(read_thing(item, classes, where, target == "masks", found[key].size))
         except UsageError as error:
             faults.note(where, str(error))
-            if masks and type(key) in (int, str): dropped.add(key)  # what is missing from a mask would count as background
+            if target != "boxes" and type(key) in (int, str): dropped.add(key)  # what is missing from a mask or from labels would count as not there
     return categories, [replace(entry, things=tuple(things.get(key, ()))) for key, entry in found.items() if key not in dropped]
 
 # %% ../nbs/17_coco.ipynb #f55099d2
@@ -248,7 +265,7 @@ def read_coco(path: Path, target: str, config: DataConfig) -> Annotations:
     root, files = coco_files(path)
     if not files: raise UsageError(f"{path} holds no COCO file: a .json file with {', '.join(KEYS)}. {what_is_there(path)}")
     faults, target = Faults(config.skip_bad), "boxes" if target == "auto" else target
-    read = [read_file(file, root, target == "masks", faults) for file in files]
+    read = [read_file(file, root, target, faults) for file in files]
     names = [file.relative_to(root).as_posix() for file in files]
     for name, (categories, _) in zip(names, read, strict=True):
         if categories != read[0][0]: raise UsageError(f"{name} and {names[0]} differ in their categories: give all parts the same.")

@@ -210,7 +210,7 @@ def kept_boxes(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, 
     apart = (groups * (reach + 1)).to(boxes.dtype)[:, None]
     return nms(boxes + apart, scores, overlap).sort().values
 
-
+# %% ../nbs/41_detection.ipynb #331220e2
 def first_ones(owner: torch.Tensor, images: int, most: int) -> torch.Tensor:
     "Whether each is among the first `most` of its image, bool (n,), for `owner` in ascending order."
     before = (owner[None] < torch.arange(images, device=owner.device)[:, None]).sum(1)  # (image,): how many belong to earlier images

@@ -6,16 +6,17 @@
 __all__ = ['NUMBER', 'VISIBLE', 'Placed', 'FORMATS', 'KINDS', 'WEAK', 'TARGETS', 'SOURCES', 'VOC_FILES', 'LAYOUTS', 'TOLD',
            'Faults', 'Thing', 'Entry', 'Annotations', 'shown', 'as_number', 'parse_number', 'find_file', 'read_lines',
            'read_names', 'check_names', 'check_box', 'fit_boxes', 'mask_values', 'read_mask', 'class_table', 'fit_mask',
-           'look_at', 'other_size', 'fitting_size', 'stats_of', 'hold_files', 'box_table', 'paint_things', 'mask_of',
-           'hold_masks', 'label_table', 'check_some', 'bring_in', 'complete', 'Kind', 'sign_of_folders',
-           'sign_of_clips', 'read_folders', 'read_clips', 'what_is_there', 'strong_signs', 'recognise', 'kind_of',
-           'check_kind', 'open_dataset', 'Layout', 'load_layout', 'load_shape_labels', 'told_labels', 'told_objects',
-           'told_boxes', 'told_masks', 'data_names', 'load_data']
+           'look_at', 'other_size', 'fitting_size', 'stats_of', 'hold_files', 'check_boxes', 'box_table',
+           'paint_things', 'mask_of', 'hold_masks', 'label_table', 'check_some', 'bring_in', 'complete', 'Kind',
+           'sign_of_folders', 'sign_of_clips', 'read_folders', 'read_clips', 'what_is_there', 'strong_signs',
+           'check_tables', 'recognise', 'kind_of', 'check_kind', 'open_dataset', 'Layout', 'load_layout',
+           'load_shape_labels', 'told_labels', 'told_objects', 'told_boxes', 'told_masks', 'data_names', 'load_data']
 
 # %% ../nbs/11_formats.ipynb #aa0aba4c
 import math
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +31,12 @@ from PIL import Image
 
 from .core import UsageError, cache_folder, did_you_mean, load_attribute, look_up
 from cnnbench.data import (
-    DATASETS, OPEN, DataConfig, Dataset, ImageSource, LazyImages, channel_count, check_classes, check_skipped, class_numbers, digest_of, hold_images,
-    largest_value, load_dataset, load_folder, load_own, try_header, visible_folders, working_size,
+    DATASETS, OPEN, TEST, VAL, DataConfig, Dataset, ImageSource, LazyImages, channel_count, check_classes, check_skipped, class_numbers, digest_of,
+    hold_images, largest_value, load_dataset, load_folder, load_own, try_header, visible_folders, working_size,
 )
 from .frames import list_clips
 from .images import FORMATS as PICTURES
-from .images import SUFFIXES, Fit, ImageHeader, decode_file, fit_image, plan_fit, to_pixels, why_unreadable
+from .images import SUFFIXES, Fit, ImageHeader, decode_file, fit_image, plan_fit, read_header, to_pixels, turn_upright, why_unreadable
 from .targets import IGNORE, BoxColumn, MaskColumn, make_boxes
 
 # %% ../nbs/11_formats.ipynb #7b478055
@@ -57,7 +58,7 @@ class Thing:
     label: int  # index into the classes (of masks: without the background)
     box: tuple[float, float, float, float]  # XYXY pixels, or shares of the image where the entry is `relative`
     where: str  # file and line or key
-    crowd: bool = False  # many objects at once, or a difficult one: neither learned nor judged
+    crowd: bool = False  # many objects at once, or a difficult one: neither learned nor judged as an object
     paint: Callable[[int, int], np.ndarray] | None = None  # (height, width) → bool (height, width): its pixels
 
 
@@ -119,7 +120,8 @@ def find_file(root: Path, name: Any, folders: Sequence[str] = ("",)) -> str:
     if not isinstance(name, str) or not name.strip() or "\0" in name: raise UsageError(f"the name of its image is {shown(name)}")
     plain = name.strip().replace("\\", "/")
     if plain.startswith(str(root) + "/"): plain = plain[len(str(root)) + 1 :]
-    tries = [os.path.normpath(PurePosixPath(folder, plain)) for folder in folders]
+    forms = dict.fromkeys((plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))  # é is one letter, or e and an accent
+    tries = [os.path.normpath(PurePosixPath(folder, form)) for folder in folders for form in forms]
     inside = [path for path in tries if not path.startswith(("..", "/")) and not re.match("[A-Za-z]:/", path)]
     if not inside: raise UsageError(f"its image {shown(name)} lies outside of the folder: name it by its path below the folder")
     def there(path: str) -> bool:
@@ -199,15 +201,14 @@ def mask_values(image: Image.Image) -> np.ndarray:
 
 
 def read_mask(path: Path, largest: float) -> np.ndarray:
-    "The numbers in a mask file, uint8 or uint16 (height, width). Raises UsageError with the reason."
+    "The numbers in a mask file, upright, uint8 or uint16 (height, width). Raises UsageError with the reason."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            turn = read_header(path, largest).turn
             with Image.open(path, formats=PICTURES) as image:
-                if image.width * image.height > largest * 1e6: raise UsageError(f"its {image.width} × {image.height} pixels are too many")
-                if image.format != "PNG": return mask_values(image)
-                image.verify()  # checksums, which decoding alone passes over: a damaged byte would be another class
-            with Image.open(path, formats=PICTURES) as image: return mask_values(image)
+                if image.format == "PNG": image.verify()  # checksums, which decoding alone passes over: a damaged byte would be another class
+            with Image.open(path, formats=PICTURES) as image: return np.ascontiguousarray(turn_upright(mask_values(image), turn))
     except MemoryError: raise
     except Exception as error: raise UsageError(why_unreadable(error, largest)) from error  # decoders raise anything on damaged bytes
 
@@ -293,23 +294,37 @@ def hold_files(found: Annotations, placed: Placed, size: tuple[int, int], config
     return source, bad, depth
 
 # %% ../nbs/11_formats.ipynb #76342804
-def box_table(found: Annotations, placed: Placed, size: tuple[int, int], fit: str) -> tuple[list[list[Thing]], list[np.ndarray], int]:
-    "The objects of every entry that stay in the picture, their boxes at `size`, float32 (object, 4), and how many do not stay. Faults are noted."
-    kept, moved, hidden = [], [], 0
+def check_boxes(found: Annotations, placed: Placed) -> Placed:
+    "The entries, their boxes in pixels. Faults are noted and left out: the object, or, where its class alone is learned, the whole image."
+    things = [thing for entry, _ in placed for thing in entry.things if not entry.relative]
+    if things and max(max(thing.box) for thing in things) <= 2:
+        why = "as all boxes do, it lies in the first two pixels of its image. Boxes are in pixels: if these are shares of the image"
+        raise UsageError(f"{things[0].where}: {why}, multiply them by its width and height.")
+    whole = Placed()
     for entry, header in placed:
-        scale = (header.width, header.height) * 2 if entry.relative else (1, 1, 1, 1)
-        things, boxes = list[Thing](), list[tuple[float, ...]]()
+        scale, good = (header.width, header.height) * 2 if entry.relative else (1, 1, 1, 1), list[Thing]()
         for thing in entry.things:
-            try: boxes.append(check_box([side * share for side, share in zip(thing.box, scale, strict=True)], header.height, header.width))
+            try: box = check_box([side * share for side, share in zip(thing.box, scale, strict=True)], header.height, header.width)
             except UsageError as error: found.faults.note(thing.where, str(error))
-            else: things.append(thing)
-        at, seen = fit_boxes(np.array(boxes).reshape(-1, 4), plan_fit((header.height, header.width), size, fit))
-        kept.append([thing for thing, visible in zip(things, seen, strict=True) if visible])
+            else: good.append(replace(thing, box=box))
+        if found.target == "boxes" or len(good) == len(entry.things): whole.append((replace(entry, things=tuple(good), relative=False), header))
+    return whole
+
+
+def box_table(placed: Placed, size: tuple[int, int], fit: str) -> tuple[list[list[Thing]], list[np.ndarray], str]:
+    "The objects of every entry that stay in the picture, their boxes at `size`, float32 (object, 4), and in words what is to be known of them."
+    kept, moved, hidden, twice = [], [], 0, 0
+    for entry, header in placed:
+        boxes = np.array([thing.box for thing in entry.things]).reshape(-1, 4)
+        at, seen = fit_boxes(boxes, plan_fit((header.height, header.width), size, fit))
+        kept.append([thing for thing, visible in zip(entry.things, seen, strict=True) if visible])
         moved.append(at[seen])
         hidden += int((~seen).sum())
-    return kept, moved, hidden
+        twice += len(boxes) - len({(thing.label, thing.box) for thing in entry.things})
+    lost = f"{hidden} boxes are hardly in the picture (DataConfig.fit) and were dropped." if hidden else ""
+    return kept, moved, " ".join(filter(None, [lost, f"{twice} boxes are there more than once, with class and edges alike." if twice else ""]))
 
-
+# %% ../nbs/11_formats.ipynb #f60f3264
 def paint_things(things: Sequence[Thing], height: int, width: int) -> np.ndarray:
     "uint8 (height, width): class + 1 of each pixel, 0 for background. Raises UsageError for an outline that cannot be painted."
     ids, layers = np.zeros((height, width), np.uint8), list[tuple[Any, ...]]()
@@ -321,20 +336,22 @@ def paint_things(things: Sequence[Thing], height: int, width: int) -> np.ndarray
     for *_, painted, value in sorted(layers, key=lambda layer: layer[:3]): ids[painted] = value
     return ids
 
-# %% ../nbs/11_formats.ipynb #f60f3264
+# %% ../nbs/11_formats.ipynb #d79b61f1
 def mask_of(found: Annotations, entry: Entry, header: ImageHeader, largest: float) -> np.ndarray:
     "uint8 (height, width): the mask of one image, at its own size. Raises UsageError."
     if not entry.mask: return paint_things(entry.things, header.height, header.width)
     table = class_table(len(found.classes)) if found.table is None else found.table
     try: values = read_mask(found.root / entry.mask, largest)
     except UsageError as error: raise UsageError(f"its mask {entry.mask} cannot be read: {error}") from error
-    ids = table[values]
+    ids, (height, width) = table[values], values.shape
+    if (height, width) != (header.height, header.width):
+        raise UsageError(f"its mask {entry.mask} is {width} × {height} pixels, but its image {header.width} × {header.height}")
     if (ids < 0).any():
         known = ", ".join(f"{number} {name}" for number, name in enumerate(found.classes[:8]))
         raise UsageError(f"its mask {entry.mask} holds the value {values[ids < 0].max()}, which is no class: there are {known}, and 255 for ignored")
     return ids.astype(np.uint8)
 
-# %% ../nbs/11_formats.ipynb #d79b61f1
+# %% ../nbs/11_formats.ipynb #798f33c2
 def hold_masks(
     found: Annotations, placed: Placed, size: tuple[int, int], config: DataConfig
 ) -> tuple[Placed, Callable[[np.ndarray], MaskColumn]]:
@@ -355,14 +372,14 @@ def hold_masks(
 
 
 def label_table(target: str, entries: Sequence[Entry], kept: Sequence[Sequence[Thing]], classes: int) -> np.ndarray:
-    "int64 (row,), or for several labels uint8 (row, class): what is said of the image or lies on it."
+    "int64 (row,), or for several labels uint8 (row, class): what is said of the image or lies on it, a crowd or a difficult object too."
     if target == "label": return np.array([entry.labels[0] for entry in entries], np.int64)
     there = np.zeros((len(entries), classes), np.uint8)
     for row, (entry, things) in enumerate(zip(entries, kept, strict=True)):
-        there[row, [*entry.labels, *(thing.label for thing in things if not thing.crowd)]] = 1
+        there[row, [*entry.labels, *(thing.label for thing in things)]] = 1
     return there
 
-# %% ../nbs/11_formats.ipynb #798f33c2
+# %% ../nbs/11_formats.ipynb #3a62b57c
 def check_some(found: Annotations, placed: Placed, config: DataConfig) -> None:
     "Raises UsageError where nothing is left to learn from."
     if placed: return
@@ -376,8 +393,9 @@ def bring_in(found: Annotations, config: DataConfig) -> Dataset:
     check_some(found, placed, config)
     size, column = fitting_size(config, np.array([(header.height, header.width) for _, header in placed]), found.target), None
     if found.target == "masks": placed, column = hold_masks(found, placed, size, config)
+    else: placed = check_boxes(found, placed)
     check_some(found, placed, config)
-    kept, moved, hidden = ([], [], 0) if column else box_table(found, placed, size, config.fit)
+    kept, moved, said = ([], [], "") if column else box_table(placed, size, config.fit)
     images, bad, depth = hold_files(found, placed, size, config)
     total, skipped = len(placed) + len(skipped), skipped + [(placed[row][0].file, why) for row, why in bad.items()]
     check_skipped(config.name, skipped, total, config.bad_share)
@@ -389,20 +407,21 @@ def bring_in(found: Annotations, config: DataConfig) -> Dataset:
         labels, crowd = [[thing.label for thing in things] for things in chosen], [[thing.crowd for thing in things] for things in chosen]
         targets = BoxColumn(make_boxes([moved[row] for row in at], labels, crowd), len(found.classes))
     else: targets = label_table(found.target, [entry for entry, _ in good], chosen, len(found.classes))
-    lost = f"{hidden} boxes are hardly in the picture (DataConfig.fit) and were dropped." if hidden else ""
     dataset = Dataset(config.name, images, targets, found.classes, tuple(entry.file for entry, _ in good), depth=depth, fit=config.fit)
-    return complete(dataset, found, good, skipped, size, lost)
+    return complete(dataset, found, good, skipped, size, said)
 
-# %% ../nbs/11_formats.ipynb #3a62b57c
-def complete(dataset: Dataset, found: Annotations, placed: Placed, skipped: list[tuple[str, str]], size: tuple[int, int], lost: str) -> Dataset:
+# %% ../nbs/11_formats.ipynb #e8b10905
+def complete(dataset: Dataset, found: Annotations, placed: Placed, skipped: list[tuple[str, str]], size: tuple[int, int], said: str) -> Dataset:
     "The data set with what else is known: parts, geometry, what was left out, a note."
     places, shapes = np.array([entry.place for entry, _ in placed], np.uint8), [(header.height, header.width) for _, header in placed]
     plans = {shape: plan_fit(shape, size, dataset.fit).matrix() for shape in set(shapes)}
+    alone = {VAL: "val", TEST: "test"}.get(int(places[0])) if len(set(places.tolist())) == 1 else None
+    held = f"All images are for {alone}, as the name of a file or folder, or a column, says: none is to train on." if alone else ""
     return replace(
         dataset, name=found.root.name, root=str(found.root), skipped=tuple(sorted(skipped) + found.faults.noted),
         parts=None if (places == OPEN).all() else places,
         geometry=None if list(plans) == [size] else np.stack([plans[shape] for shape in shapes]),
-        note=" ".join(filter(None, [found.note, lost])),
+        note=" ".join(filter(None, [found.note, said, held])),
     )
 
 # %% ../nbs/11_formats.ipynb #93236f32
@@ -473,6 +492,12 @@ def strong_signs(path: Path) -> dict[str, str]:
     return {name: why for name, why in signs.items() if why}
 
 
+def check_tables(path: Path) -> None:
+    "Raises UsageError where a folder holds a table of images that is not understood: its sub-folders may be no classes."
+    why = load_attribute("cnnbench.tables:unread_table")(path)
+    if why: raise UsageError(f"{why} Mend it or move it away; or, if the sub-folders of {path} are its classes, say so: DataConfig.format folders.")
+
+# %% ../nbs/11_formats.ipynb #6f44260a
 def recognise(
     path: Path,
     target: str = "auto",  # kind of target that is wanted
@@ -483,6 +508,7 @@ def recognise(
     if not signs:
         weak = {name: load_attribute(KINDS[name].sign)(path) for name in WEAK if target in ("auto", *KINDS[name].gives)}
         fits = dict([(name, why) for name, why in weak.items() if why][:1])
+        if "folders" in fits: check_tables(path)
     if len(fits) == 1: return next(iter(fits.items()))
     if fits:
         both = " and ".join(f"{name} ({why})" for name, why in fits.items())
@@ -491,7 +517,8 @@ def recognise(
         other = "; ".join(f"it looks like {name} ({why}), which gives {' or '.join(KINDS[name].gives)}" for name, why in signs.items())
         raise UsageError(f"{path} has nothing that gives {target}: {other}. If that is not so, say what it is in DataConfig.format.")
     kinds = [f"{name}: {kind.looks}" for name, kind in KINDS.items() if target in ("auto", *kind.gives)]
-    raise UsageError(f"The format of {path} is not recognised. {what_is_there(path)} What is looked for: {'; '.join(kinds)}.")
+    there = f"{what_is_there(path)} {load_attribute('cnnbench.tables:unread_table')(path)}".strip()
+    raise UsageError(f"The format of {path} is not recognised. {there} What is looked for: {'; '.join(kinds)}.")
 
 # %% ../nbs/11_formats.ipynb #fa1b453b
 TARGETS = MappingProxyType({
@@ -660,7 +687,9 @@ def load_data(
     if others and not path.exists():
         known = ", ".join(data_names(target))
         raise UsageError(f"Data set {name} has {' or '.join(others)}, but {TARGETS[target]} are needed. There are: {known}, or a folder.")
-    if path.is_dir() and target == "label" and config.format == "auto" and not strong_signs(path): return load_dataset(config)
+    if path.is_dir() and target == "label" and config.format == "auto" and not strong_signs(path):
+        check_tables(path)
+        return load_dataset(config)
     if path.exists(): return open_dataset(path, config.format, target, config)
     if ":" in name: return check_kind(load_own(config, TOLD.get(target, class_numbers)), target)
     beside = [str(Path(name).parent / found.name) for found in path.parent.iterdir()] if path.parent.is_dir() else []

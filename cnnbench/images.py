@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST', 'PADDING', 'FORMATS', 'SUFFIXES', 'Fit', 'plan_fit', 'fit_image', 'ImageHeader', 'is_deep', 'read_header',
            'turn_upright', 'pixels_of', 'decode_file', 'why_unreadable', 'to_pixels', 'read_image', 'walk_folders',
-           'list_images']
+           'walk_images', 'list_images']
 
 # %% ../nbs/04_images.ipynb #5d44e603
 import os
@@ -87,14 +87,14 @@ class ImageHeader:
     height: int  # upright
     width: int
     grey: bool
-    deep: bool  # 16 bits a channel
+    deep: bool  # more than 8 bits a channel
     decoder: str  # torchvision, opencv or pillow
     turn: int  # EXIF's orientation, 1 to 8, that is still to be applied
 
 
 def is_deep(image: Image.Image) -> bool:
-    "Whether a file that is open but not decoded has 16 bits a channel."
-    if image.format == "TIFF": return max(image.tag_v2.get(258, (8,))) == 16 and image.mode != "F"  # type: ignore[attr-defined]
+    "Whether a file that is open but not decoded has whole numbers of 16 or 32 bits."
+    if image.format == "TIFF": return image.mode == "I" or max(image.tag_v2.get(258, (8,))) == 16 and image.mode != "F"  # type: ignore[attr-defined]
     tiles = getattr(image, "tile", None)
     how = tiles[0][3] if tiles else ""  # what Pillow tells its decoder: "RGB;16B", ("RGB", 65535)
     if image.format == "PPM": return image.mode == "I" or isinstance(how, tuple) and max(value for value in how if isinstance(value, int)) > 255
@@ -118,7 +118,7 @@ def read_header(
         deep, plain = is_deep(image), image.mode in ("L", "RGB") and "transparency" not in image.info
         decoder = "pillow"
         if image.format in ("JPEG", "MPO", "PNG") and (deep or plain): decoder = "torchvision"
-        elif deep: decoder = "opencv"
+        elif deep and (image.format, image.mode) != ("TIFF", "I"): decoder = "opencv"
         if image.format == "TIFF": turn = 1  # both decoders of TIFF turn it themselves
         elif turn in (5, 6, 7, 8): width, height = height, width
         return ImageHeader(height, width, grey, deep, decoder, turn if turn in range(1, 9) else 1)
@@ -132,11 +132,15 @@ def turn_upright(array: np.ndarray, turn: int) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    "A Pillow image of any mode as uint8 or uint16 (height, width, 1 to 4): grey, grey and alpha, RGB, RGBA."
-    if image.mode == "F":
+    "A Pillow image of any mode as uint8 or uint16 (height, width, 1 to 4): grey, grey and alpha, RGB, RGBA. Raises UsageError for larger values."
+    if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image))
-        return np.clip(np.round(values * 255 if values.max() <= 1 else values), 0, 255).astype(np.uint8)[..., None]
-    if image.mode.startswith("I"): return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)[..., None]
+        whole = image.mode != "F"
+        top, scaled = (65535, values) if whole else (255, np.round(values * 255 if values.max() <= 1 else values))
+        if scaled.min() < 0 or scaled.max() > top:
+            wanted = "whole numbers from 0 to 65535" if whole else "floats from 0 to 1 or from 0 to 255"
+            raise UsageError(f"its values go from {values.min():g} to {values.max():g}, and {wanted} are read: bring all images to one such range")
+        return scaled.astype(np.uint16 if whole else np.uint8)[..., None]
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB")
     elif "transparency" in image.info: image = image.convert("RGBA")
@@ -206,16 +210,20 @@ def read_image(
 # %% ../nbs/04_images.ipynb #6e40c035
 def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     "Each folder at any depth, `folder` first, and the names of its files; links are followed, hidden ones passed over."
-    seen = set()
+    seen = {os.path.realpath(above) for start in (folder.absolute(), folder.resolve()) for above in start.parents}  # a link may lead back up
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]  # a link may lead back up
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real in seen: continue
         seen.add(real)
         yield Path(here), [name for name in names if not name.startswith(".")]
 
 
+def walk_images(folder: Path) -> Iterator[Path]:
+    "Every image file at any depth, by its suffix, as it is found."
+    return (here / name for here, names in walk_folders(folder) for name in names if name.lower().endswith(SUFFIXES))
+
+
 def list_images(folder: Path) -> list[str]:
     "Every image file at any depth, by its suffix, as a path relative to `folder`, sorted; links are followed, hidden ones passed over."
-    found = [here / name for here, names in walk_folders(folder) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return sorted(path.relative_to(folder).as_posix() for path in walk_images(folder))

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'EDGES', 'SIDES', 'plain_name', 'find_columns', 'layout_of', 'Table', 'read_headings', 'split_headings',
-           'place_of', 'read_table', 'csv_files', 'looks_multiple', 'sign_of_csv', 'sorted_names', 'number_of',
-           'box_in', 'thing_in', 'is_one', 'place_in', 'entries_of', 'read_csv', 'no_columns']
+           'place_of', 'read_table', 'csv_files', 'table_files', 'layout_in', 'looks_multiple', 'sign_of_csv',
+           'sorted_names', 'number_of', 'box_in', 'thing_in', 'is_one', 'place_in', 'size_in', 'entries_of', 'read_csv',
+           'no_columns', 'what_lacks', 'unread_table', 'of_images']
 
 # %% ../nbs/19_tables.ipynb #340eef89
 import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from .core import UsageError, did_you_mean
 from .data import OPEN, PARTS, DataConfig
-from .formats import Annotations, Entry, Faults, Thing, check_names, find_file, parse_number, read_lines, read_names, shown
+from .formats import Annotations, Entry, Faults, Thing, check_names, find_file, parse_number, read_lines, read_names, shown, what_is_there
+from .images import SUFFIXES
 
 # %% ../nbs/19_tables.ipynb #bd27692b
 COLUMNS = MappingProxyType({  # what a column is for: what it may be called
@@ -28,6 +30,7 @@ COLUMNS = MappingProxyType({  # what a column is for: what it may be called
     "x": ("x", "bboxx"), "y": ("y", "bboxy"), "wide": ("w", "bboxw", "bboxwidth", "width"), "high": ("h", "bboxh", "bboxheight", "height"),
     "label": ("label", "class", "classname", "category", "name", "target", "species"),
     "part": ("part", "split", "subset", "set"), "crowd": ("crowd", "iscrowd", "difficult"),
+    "image width": ("imagewidth", "imgwidth", "width"), "image height": ("imageheight", "imgheight", "height"),
 })
 EDGES, SIDES = ("left", "top", "right", "bottom"), ("x", "y", "wide", "high")
 
@@ -80,7 +83,7 @@ def split_headings(line: str) -> tuple[tuple[str, ...], str]:
 
 
 def place_of(name: str) -> int:
-    "TRAIN, VAL or TEST where a file's name has such a word, else OPEN."
+    "TRAIN, VAL or TEST where a file's name, or its folder's, has such a word, else OPEN."
     words = [PARTS[word] for word in re.findall("[a-z]+", name.lower()) if word in PARTS]
     return words[0] if words else OPEN
 
@@ -98,19 +101,32 @@ def read_table(root: Path, file: str, faults: Faults) -> Table:
         else:
             if len(cells) == len(headings): rows.append((number, tuple(cell.strip() for cell in cells)))
             else: faults.note(f"{file}, line {number}", f"it has {len(cells)} cells, but the first line names {len(headings)} columns")
-    return Table(file, headings, tuple(rows), place_of(Path(file).stem))
+    return Table(file, headings, tuple(rows), place_of(file))
 
 # %% ../nbs/19_tables.ipynb #c6d42aa2
 def csv_files(path: Path) -> dict[str, list[str]]:
-    "The CSV files that are meant, below the folder: what they hold → their names. A folder's may be one, or a train.csv, val.csv, test.csv."
-    files = [path] if path.is_file() else sorted(path.glob("*.csv"))
-    found: dict[str, list[str]] = {}
-    for file in files:
-        layout = layout_of(read_headings(file)[0]) if file.suffix.lower() in (".csv", ".tsv", ".txt") else ""
-        if layout and (layout != "labels" or looks_multiple(file)): found.setdefault(layout, []).append(file.name)
+    "The CSV files that are meant: what they hold → their paths below the folder. A folder's may be one, or a train.csv, val.csv and test.csv."
+    root, found = path.parent if path.is_file() else path, dict[str, list[str]]()
+    for file in table_files(path):
+        if layout := layout_in(file): found.setdefault(layout, []).append(file.relative_to(root).as_posix())
     return found
 
 
+def table_files(path: Path) -> list[Path]:
+    "The file, or a folder's CSV files; where none of them is a table, those of its parts (train/_annotations.csv)."
+    if path.is_file(): return [path] if path.suffix.lower() in (".csv", ".tsv", ".txt") else []
+    def within(folder: Path) -> list[Path]:
+        return [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".csv" and file.is_file()] if folder.is_dir() else []
+    files = within(path)
+    return files if any(map(layout_in, files)) else files + [file for name in PARTS for file in within(path / name)]
+
+
+def layout_in(file: Path) -> str:
+    "What a CSV file holds, as `layout_of` says; nothing where several classes are not told by zeros and ones."
+    layout = layout_of(read_headings(file)[0])
+    return layout if layout != "labels" or looks_multiple(file) else ""
+
+# %% ../nbs/19_tables.ipynb #ec7bb78c
 def looks_multiple(path: Path) -> bool:
     "Whether the first line of values has a name of an image, and else only zeros, ones and a part."
     headings, separator = read_headings(path)
@@ -170,28 +186,43 @@ def place_in(cells: Sequence[str], columns: Mapping[str, int], table: Table) -> 
     return PARTS[word]
 
 # %% ../nbs/19_tables.ipynb #8c762cf0
-def entries_of(root: Path, table: Table, layout: str, classes: Mapping[str, int], faults: Faults) -> dict[str, Entry]:
-    "file → entry of a table, without what is faulty."
-    columns, found = find_columns(table.headings), dict[str, Entry]()
+def size_in(cells: Sequence[str], columns: Mapping[str, int], headings: Sequence[str]) -> tuple[int, int] | None:
+    "Height and width of the image that a line gives, where it does. Raises UsageError."
+    places = [columns[side] for side in ("image height", "image width") if side in columns]
+    of_boxes = all(side in columns for side in SIDES) and bool({columns["wide"], columns["high"]} & set(places))
+    if len(places) < 2 or of_boxes or not any(cells[place] for place in places): return None
+    height, width = (parse_number(cells[place], headings[place]) for place in places)
+    if height != int(height) or width != int(width) or min(height, width) < 0: raise UsageError(f"its image has {width:g} × {height:g} pixels")
+    return (int(height), int(width)) if height and width else None  # some tools write zeros
+
+# %% ../nbs/19_tables.ipynb #07728694
+def entries_of(root: Path, table: Table, layout: str, classes: Mapping[str, int], faults: Faults, whole: bool) -> dict[str, Entry]:
+    "file → entry of a table, without what is faulty: the objects, or, if entries must be `whole`, their images."
+    columns, found, dropped = find_columns(table.headings), dict[str, Entry](), set[str]()
     multiple = [place for place, _ in enumerate(table.headings) if place not in (columns["image"], columns.get("part"))]
     boxed = [columns[purpose] for purpose in (EDGES if layout == "boxes" else SIDES if layout == "sides" else ())]
+    folders = (Path(table.file).parent.as_posix(), "", "images")
     for line, cells in table.rows:
-        where, things, labels = f"{table.file}, line {line}", tuple[Thing, ...](), tuple[int, ...]()
+        file, where, things, labels = "", f"{table.file}, line {line}", tuple[Thing, ...](), tuple[int, ...]()
         try:
-            file, place = find_file(root, cells[columns["image"]], ("", "images")), place_in(cells, columns, table)
+            file, place = find_file(root, cells[columns["image"]], folders), place_in(cells, columns, table)
+            size = size_in(cells, columns, table.headings) if boxed else None
             if layout == "labels": labels = tuple(number for number, column in enumerate(multiple) if is_one(cells[column], table.headings[column]))
             elif boxed and not any(cells[column] for column in (*boxed, columns["label"])): pass  # an image with nothing on it
             elif boxed: things = (thing_in(cells, columns, table.headings, layout, classes, where),)
             else: labels = (number_of(cells[columns["label"]], classes),)
             before = found.get(file)
-            if before is None: found[file] = Entry(file, where, place, things, labels)
+            if before is None: found[file] = Entry(file, where, place, things, labels, size=size)
             elif not boxed: raise UsageError(f"the image {file} is named twice, before in {before.where}")
             elif before.place != place: raise UsageError(f"the image {file} is in another part than in {before.where}")
-            else: found[file] = Entry(file, before.where, place, before.things + things)
-        except UsageError as error: faults.note(where, str(error))
-    return found
+            elif before.size != size: raise UsageError(f"the size of the image {file} is not the one in {before.where}")
+            else: found[file] = replace(before, things=before.things + things)
+        except UsageError as error:
+            faults.note(where, str(error))
+            if whole: dropped.add(file)
+    return {file: entry for file, entry in found.items() if file not in dropped}
 
-# %% ../nbs/19_tables.ipynb #07728694
+# %% ../nbs/19_tables.ipynb #6b40b8ad
 def read_csv(path: Path, target: str, config: DataConfig) -> Annotations:
     "The annotations in a CSV file, or in a folder's CSV files. Raises UsageError for what cannot be right."
     root, found, faults = path.parent if path.is_file() else path, csv_files(path), Faults(config.skip_bad)
@@ -199,11 +230,13 @@ def read_csv(path: Path, target: str, config: DataConfig) -> Annotations:
     layouts = {layout: files for layout, files in found.items() if layout in wanted.get(target, tuple(found))}
     if not layouts: raise UsageError(no_columns(path, target))
     files = [file for names in layouts.values() for file in names]
-    layout, places = next(iter(layouts)), [place_of(Path(file).stem) for file in files]
+    layout, places = next(iter(layouts)), [place_of(file) for file in files]
     if len(layouts) > 1 or len(files) > 1 and (OPEN in places or len(set(places)) < len(places)):
         raise UsageError(f"{path} holds the tables {', '.join(files)}: name the one file that is meant, or call them train.csv, val.csv, test.csv.")
     tables = [read_table(root, file, faults) for file in files]
     if any(table.headings != tables[0].headings for table in tables): raise UsageError(f"{', '.join(files)}: their first lines differ.")
+    if target == "labels" and layout != "labels" and faults.noted:
+        raise UsageError("{}: {}. Mend it: its image is not known, and would lack a class.".format(*faults.noted[0]))
     columns = find_columns(tables[0].headings)
     if layout == "labels":
         names = [name for place, name in enumerate(tables[0].headings) if place not in (columns["image"], columns.get("part"))]
@@ -213,17 +246,40 @@ def read_csv(path: Path, target: str, config: DataConfig) -> Annotations:
         names = list(read_names(root)) or sorted_names(there)
     if not names: raise UsageError(f"{', '.join(files)}: no line names a class.")
     classes = {name: number for number, name in enumerate(names)}
-    entries = [entry for table in tables for entry in entries_of(root, table, layout, classes, faults).values()]
     kind = "labels" if target == "labels" else {"sides": "boxes"}.get(layout, layout)
+    entries = [entry for table in tables for entry in entries_of(root, table, layout, classes, faults, kind == "labels").values()]
     return Annotations(root, kind, tuple(names), entries, faults, tuple(files))
 
-# %% ../nbs/19_tables.ipynb #6b40b8ad
+# %% ../nbs/19_tables.ipynb #ec382373
 def no_columns(path: Path, target: str) -> str:
-    "What is missing, in words."
-    if not path.is_file(): return f"{path} holds no .csv file with columns for {target}."
-    headings, known = read_headings(path)[0], find_columns(read_headings(path)[0])
+    "What is missing from a file, or from a folder's tables, in words."
+    return " ".join(what_lacks(file, target) for file in table_files(path)[:3]) or f"{path} holds no .csv file. {what_is_there(path)}"
+
+
+def what_lacks(file: Path, target: str) -> str:
+    "What is missing from a CSV file that would give such a target, in words."
+    try: headings = split_headings(read_lines(file, file.name)[0].strip())[0]
+    except UsageError as error: return str(error)
+    known, first = find_columns(headings), ", ".join(headings[:8]) or "nothing that can be read"
+    if layout_of(headings) == "labels" and not looks_multiple(file):
+        return f"{file.name}: beside the image's, each column must be a class with 0 or 1 in each line, or one must be called label. It has: {first}."
     needed = {"label": ("image", "label"), "labels": ("image",)}.get(target, ("image", *EDGES, "label"))
+    if target == "auto" and not any(edge in known for edge in EDGES): needed = ("image", "label")
     missing = [COLUMNS[purpose][0] for purpose in needed if purpose not in known]
     asked = f"it lacks {', '.join(missing)}" if missing else f"it does not give {target}"
-    first = ", ".join(headings[:8]) or "nothing that can be read"
-    return f"{path.name}: its first line must name the columns, and {asked}. It has: {first}."
+    return f"{file.name}: its first line must name the columns, and {asked}. It has: {first}."
+
+
+def unread_table(path: Path) -> str:
+    "What is missing from a CSV file, or from a folder's first that speaks of images, in words; empty where there is no such file."
+    files = [file for file in table_files(path) if not layout_in(file)]
+    return next((what_lacks(file, "auto") for file in files if path.is_file() or of_images(file)), "")
+
+
+def of_images(file: Path) -> bool:
+    "Whether a CSV file has a column of images or names one in its second line, or is no text."
+    try: lines = read_lines(file, file.name)
+    except UsageError: return True
+    headings, separator = split_headings(lines[0].strip())
+    cells = [cell.strip(' \r"').lower() for cell in lines[1].split(separator)] if len(lines) > 1 else []
+    return len(headings) > 1 and ("image" in find_columns(headings) or any(cell.endswith(SUFFIXES) for cell in cells))

@@ -134,11 +134,19 @@ def test_files_of_other_programs(tmp_path, name, codec, pixels, most):
 
 def test_a_long_clip_with_key_frames_is_read_by_jumps(tmp_path):
     clip = moving(120)
-    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("b.mkv", "libx264")):
+    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("b.mkv", "libx264"), ("a.mpeg", "mpeg1video")):
         path = encode(tmp_path / name, clip, codec, g=12)
         whole = all_frames(path)
         assert np.array_equal(read_clip(path, Sampling(4)), whole[[15, 45, 75, 105]])
         assert np.array_equal(read_clip(path, Sampling(3, 2, "dense")), whole[[58, 60, 62]])
+
+
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+@pytest.mark.parametrize("name", ["a.mpg", "a.ts"])
+def test_every_frame_of_a_stream_is_the_one_that_is_wanted(tmp_path, codec, name):
+    path = encode(tmp_path / name, moving(60), codec, g=12, bf=2)
+    whole = all_frames(path)
+    for number in range(60): assert np.array_equal(read_clip(path, Sampling(1), at=(number + 0.5) / 60)[0], whole[number])
 
 
 def test_a_jump_that_lands_too_late_is_made_up_for(tmp_path, monkeypatch):
@@ -325,6 +333,41 @@ def test_clips_are_found_at_any_depth_in_natural_order(tmp_path):
     (tmp_path / ".hidden.gif").write_bytes(b"")
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert list_clips(tmp_path) == ["b9.gif", "b10.gif", "d", "sub/c.webp"]
+
+
+def test_still_webp_files_are_frames(tmp_path):
+    for name in ("run/a", "run/b", "walk/c", "walk/d"):
+        clip = moving(12)
+        (tmp_path / name).mkdir(parents=True)
+        for number, frame in enumerate(clip):
+            Image.fromarray(frame).save(tmp_path / name / f"{number}.webp", lossless=True)
+    Image.fromarray(np.dstack([clip[0], clip[0][..., :1]])).save(tmp_path / "walk" / "d" / "12.WEBP", lossless=True)  # of another kind: with alpha
+    write_clip(tmp_path / "run" / "a" / "moves.webp", moving(5))
+    (tmp_path / "run" / "cut.webp").write_bytes(b"RIFF")
+    dataset = load_clips(DataConfig(name=str(tmp_path), frames=12, bad_share=0.2))
+    assert dataset.files == ("run/a", "run/a/moves.webp", "run/b", "walk/c", "walk/d") and [file for file, _ in dataset.skipped] == ["run/cut.webp"]
+    assert np.array_equal(dataset.images.read(np.array([0]))[0], moving(12))  # 10 behind 9
+    assert read_clip_header(tmp_path / "walk" / "d").frames == 13
+
+
+def test_recordings_in_several_folders_of_frames(tmp_path):
+    def note(*names):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names: write_clip(root / name, moving(3))
+        return load_clips(DataConfig(name=str(root), frames=3)).note
+    assert note(*(f"{label}/v{number}/{kind}" for label in ("run", "walk") for number in (1, 2) for kind in ("rgb", "flow"))) == (
+        "run/v1 and others hold flow, rgb: each counts as a clip. If they show one recording, keep one, or it is trained on and tested on alike.")
+    assert note("run/v1", "run/v2", "walk/v1", "walk/v2") == note("run/group/v1", "run/group/v2", "walk/v1", "walk/v2") == ""
+
+
+def test_parts_of_clips_by_other_names(tmp_path):
+    tree(tmp_path / "a", top=("Training", "dev_set", "seg_test/seg_test"))
+    dataset = load_clips(DataConfig(name=str(tmp_path / "a"), frames=6))
+    rows = [int(Path(file).stem) for file in dataset.files]
+    assert dataset.parts.tolist() == [(TRAIN, VAL, TEST)[row % 3] for row in rows] and set(dataset.classes) <= set(MOTIONS)
+    for top, words in ((("train", "more"), "but more beside holds clips too"), (("val", "test"), "nothing is there to train on")):
+        tree(tmp_path / top[0], top=top)
+        with pytest.raises(UsageError, match=words): load_clips(DataConfig(name=str(tmp_path / top[0])))
 
 
 def test_as_torchvision_lays_out_kinetics(tmp_path):

@@ -93,6 +93,17 @@ class Items:
 '''
 
 
+NAMED = '''
+class Named(Items):
+    def __init__(self, classes): self.classes = classes
+
+class Broken(Items):
+    def __getitem__(self, row):
+        if row == 7: raise OSError("the disk is gone")
+        return super().__getitem__(row)
+'''
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "own_data.py").write_text(OWN)
@@ -513,6 +524,99 @@ def test_folder_errors(tmp_path, monkeypatch):
 def test_folder_named_like_a_part(tmp_path):
     tree(tmp_path, classes=("test", "other"))  # no train beside it: a class
     assert load_dataset(DataConfig(name=str(tmp_path))).classes == ("other", "test")
+
+
+@pytest.mark.parametrize("classes", [
+    ("bus", "car", "train"), ("car", "train"), ("bullet_train", "car", "test_tube", "tram", "van"),
+    ("Tom Cruise", "Val Kilmer"), ("contest", "strain"),
+])
+def test_classes_with_a_part_in_their_names(classes, tmp_path):
+    tree(tmp_path, classes=classes)
+    dataset = load_dataset(DataConfig(name=str(tmp_path)))
+    assert dataset.classes == classes and dataset.parts is None and len(dataset) == 6 * len(classes)
+
+
+@pytest.mark.parametrize("names", [
+    ("training_set", "dev_set", "test_set"), ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"), ("Training", "Validation", "Testing"),
+    ("train_images", "valid_images", "test_images"), ("Train", "Eval", "Test"), ("trn", "dev", "testset"), ("trainImages", "valImages", "testImages"),
+    ("train2017", "val2017", "test2017"), ("train/Train", "val", "test"),
+])
+def test_parts_by_other_names(names, tmp_path):
+    for name, count in zip(names, (8, 3, 4), strict=True): tree(tmp_path / name, count=count)
+    (tmp_path / "labels").mkdir()
+    write(tmp_path / "__MACOSX" / "._x.png")  # neither holds an image
+    write(tmp_path / names[0] / "overview.png")  # loose beside the classes
+    dataset = load_dataset(DataConfig(name=str(tmp_path)))
+    assert dataset.classes == ("cat", "dog") and np.bincount(dataset.parts).tolist() == [16, 6, 8]
+    for file, target in zip(dataset.files, dataset.targets, strict=True): assert file.split("/")[-2] == dataset.classes[target]
+
+
+def test_parts_that_are_not_clear(tmp_path):
+    def refuses(words, *folders):
+        root = tmp_path / "-".join(folders).replace("/", "_")
+        for folder in folders: write(root / folder / "x.png")
+        with pytest.raises(UsageError, match=words): load_dataset(DataConfig(name=str(root)))
+    refuses("the parts of the data would be test, train, but seg_pred beside holds images", "train/cat", "train/dog", "test/cat", "seg_pred")
+    refuses("the parts of the data would be train, but more beside", "train/cat", "train/dog", "more/cat")
+    refuses("the parts of the data would be test, but trainval beside", "trainval/cat", "trainval/dog", "test/cat")
+    refuses("the parts of the data would be test_images, train_images, but sample beside", "train_images", "test_images", "sample")
+    refuses("holds test, val: nothing is there to train on", "val/cat", "test/cat")
+    refuses("holds test_negative, test_positive: nothing is there to train on", "test_negative", "test_positive")
+    refuses("test, by name a part of the data, holds images, but not in sub-folders", "train/cat", "train/dog", "test")
+    refuses("train_images, by name a part of the data, holds images, but not in sub-folders", "train_images", "test_images")
+
+
+def test_links_to_a_folder_above_add_nothing(tmp_path):
+    root = tree(tmp_path / "root", classes=("a", "b"))
+    for name, target in (("up", ".."), ("further", "../..")): (root / "a" / name).symlink_to(target)
+    dataset = load_dataset(DataConfig(name=str(root)))
+    assert len(dataset) == 12 and dataset.targets.tolist() == [0] * 6 + [1] * 6
+    (tmp_path / "linked").symlink_to(root)
+    assert len(load_dataset(DataConfig(name=str(tmp_path / "linked")))) == 12
+
+
+def test_deep_tiffs(tmp_path):
+    "Whole numbers of 32 bits keep what they say, by one rule for all files; values that would be cut off are refused."
+    ramp = np.arange(24 * 24, dtype=np.int32).reshape(24, 24)
+    values = {"a/0": ramp, "a/1": ramp + 100, "b/0": ramp * 2, "b/1": ramp * 3}
+    for name, array in values.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / f"{name}.tif")
+    dataset = load_dataset(DataConfig(name=str(tmp_path)))
+    assert dataset.depth == 11 and dataset.shape == (1, 24, 24)
+    assert np.array_equal(dataset.images.read(np.arange(4))[..., 0], np.stack([*values.values()]) >> 3)
+    for array, words in (
+        (ramp * 999, "go from 0 to 574425, and whole numbers from 0 to 65535"), (ramp - 9, "go from -9 to 566"),
+        (np.float32(ramp) * 3, "go from 0 to 1725, and floats from 0 to 1 or from 0 to 255"), (np.float32(ramp) / 9 - 7, "go from -7 to"),
+    ):
+        Image.fromarray(array).save(tmp_path / "a" / "0.tif")
+        with pytest.raises(UsageError, match=words): load_dataset(DataConfig(name=str(tmp_path)))
+    for array, wanted in ((ramp / 575, np.round(ramp / 575 * 255)), (ramp / 3, np.round(ramp / 3))):
+        Image.fromarray(np.float32(array)).save(tmp_path / "float.tif")
+        assert np.abs(read_image(tmp_path / "float.tif", 1)[..., 0] - wanted).max() <= 1
+    Image.fromarray(ramp.astype(np.int16)).save(tmp_path / "signed.tif")
+    assert np.array_equal(read_image(tmp_path / "signed.tif", 1, depth=10)[..., 0], ramp >> 2)
+
+
+@pytest.mark.parametrize("items, words", [
+    ('[{"image": images[0], "label": 0}] * 4', r"item 0 cannot be taken: it is a mapping: give \(image, target\)"),
+    ("[(images[0], 0), 3]", r"item 1 cannot be taken: it is a int: give \(image, target\)"),
+    ("[(image.transpose(2, 0, 1), 0) for image in images]", r"item 0 cannot be taken: its image is uint8 \(3, 16, 12\): give \(height"),
+    ("[(images[0], 0), (images, 1)]", r"item 1 cannot be taken: its image is uint8 \(20, 16, 12, 3\)"),
+    ("([image[: row + 3] for row, image in enumerate(images)], labels)", r"a pair, but not of images and labels .* as a list of \(image, label\)"),
+    ("((Image.fromarray(images[0]), 0), (Image.fromarray(images[1]), 1))", r"a pair, but not of images and labels"),
+    ("(3, labels)", "labels are int64"), ("Broken()", "own_data:made: item 7 cannot be taken: the disk is gone"),
+    ("Named({'cat': 'x', 'dog': 'y'})", "not of names to the numbers from 0 to 1"),
+])
+def test_own_items_that_are_none(items, words, own, tmp_path):
+    (tmp_path / "own_data.py").write_text(OWN + NAMED + f"\ndef made(): return {items}\n")
+    with pytest.raises(UsageError, match=words): load_dataset(DataConfig(name="own_data:made"))
+
+
+@pytest.mark.parametrize("classes", ['{"cat": 1, "dog": 0}', '{1: "cat", 0: "dog"}', '["dog", "cat"]', '{"dog": np.int64(0), "cat": np.int64(1)}'])
+def test_own_classes_go_by_their_numbers(classes, own, tmp_path):
+    (tmp_path / "own_data.py").write_text(OWN + NAMED + f"\ndef made(): return Named({classes})\n")
+    assert load_dataset(DataConfig(name="own_data:made")).classes == ("dog", "cat")
 
 
 def test_channels(tmp_path):

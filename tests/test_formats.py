@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cnnbench.core import UsageError, load_attribute, look_up
-from cnnbench.data import TEST, TRAIN, VAL, ArrayImages, DataConfig, Dataset, ShapesConfig, split_dataset
+from cnnbench.data import OPEN, TEST, TRAIN, VAL, ArrayImages, DataConfig, Dataset, ShapesConfig, split_dataset
 from cnnbench.formats import FORMATS, KINDS, LAYOUTS, SOURCES, TARGETS, Annotations, Entry, Faults, Thing, kind_of, load_data, open_dataset, recognise
 from cnnbench.images import plan_fit
 from cnnbench.shapes import SHAPES, draw_shapes
@@ -437,6 +437,300 @@ def test_masks_of_other_kinds(tmp_path):
     with pytest.raises(UsageError, match="it has colours"): open_dataset(tmp_path / "set")
 
 
+# Folders as others lay them out, or leave them
+
+
+def pictures(folder, *files, height=40, width=60):
+    "The folder, with a picture in each of the files."
+    for number, file in enumerate(files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((height, width, 3), 20 * number, np.uint8)).save(folder / file)
+    return folder
+
+
+def put(path, text):
+    "Write a file, making its folder."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def coco(path, names, annotations, **extra):
+    "Write a COCO file with categories 1 cat and 2 dog; an annotation is (image, category, bbox or None, more keys)."
+    items = [{"image_id": image, "category_id": category, "bbox": box, **more} for image, category, box, more in annotations]
+    images = [{"id": number, "file_name": name, **extra} for number, name in enumerate(names)]
+    put(path, json.dumps({"images": images, "annotations": items, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}))
+
+
+def xml(name="cat", box=(11, 6, 30, 20), file="", difficult=0):
+    "Text of a VOC file with one object."
+    edges = "".join(f"<{edge}>{value}</{edge}>" for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    item = f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{edges}</bndbox></object>"
+    return f"<annotation><filename>{file}</filename>{item}</annotation>"
+
+
+def refused(folder, format="auto", target="auto", config=AS_IS):
+    "The words with which a folder is refused."
+    with pytest.raises(UsageError) as caught: open_dataset(folder, format, target, config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "voc", "csv"])
+def test_labels_never_lack_the_class_of_a_faulty_object(tmp_path, format):
+    names = [f"{row}.jpg" for row in range(3)]
+    folder = pictures(tmp_path, *(f"images/{name}" for name in names))
+    boxes = [[(1, (6, 6, 12, 12)), (2, (6, 6, 100, 12))], [(1, (6, 6, 12, 12))], [(2, (6, 6, 12, 12)), (1, (6, 6, 12, 12))]]
+    called = {1: "cat", 2: "dog"}
+    if format == "coco":
+        coco(folder / "held.json", names, [(row, label, [6, 6, box[2] - 6, 6], {}) for row, things in enumerate(boxes) for label, box in things])
+    if format == "yolo":
+        put(folder / "classes.txt", "cat\ndog")
+        for row, things in enumerate(boxes):
+            lines = [f"{label - 1} {0.95 if box[2] > 60 else 0.5} 0.5 0.2 0.2" for label, box in things]
+            put(folder / f"labels/{row}.txt", "\n".join(lines))
+    if format == "voc":
+        for row, things in enumerate(boxes):
+            whole = [xml(called[label], box).replace("</annotation>", "").partition("</filename>")[2] for label, box in things]
+            put(folder / f"Annotations/{row}.xml", f"<annotation>{''.join(whole)}</annotation>")
+    if format == "csv":
+        lines = [f"{row}.jpg,{','.join(map(str, box))},{called[label]}" for row, things in enumerate(boxes) for label, box in things]
+        put(folder / "boxes.csv", "file,xmin,ymin,xmax,ymax,label\n" + "\n".join(lines))
+    found = open_dataset(folder, target="labels", config=LENIENT)
+    assert found.targets.tolist() == [[1, 0], [1, 1]] and [Path(file).name for file in found.files] == names[1:] and len(found.skipped) == 1
+    assert len(open_dataset(folder, config=LENIENT)) == 3  # of boxes the object alone is left out
+    assert "lies outside of its image" in refused(folder, target="labels")
+
+
+def test_labels_never_lack_a_class_that_is_not_known(tmp_path):
+    folder = pictures(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    things = [(0, 1, [6, 6, 6, 6], {}), (0, 7, [6, 6, 6, 6], {}), (1, 1, [6, 6, 6, 6], {}), (2, 2, [6, 6, 6, 6], {})]
+    coco(folder / "held.json", ["0.jpg", "1.jpg", "2.jpg"], things)
+    assert open_dataset(folder, target="labels", config=LENIENT).files == ("1.jpg", "2.jpg")
+    os.remove(folder / "held.json")
+    table = "file,xmin,ymin,xmax,ymax,label\n0.jpg,1,1,9,9,cat\n0.jpg,1,1,9,9x,dog\n1.jpg,1,1,9,9,dog\n2.jpg,1,1,9,9,cat\n"
+    put(folder / "boxes.csv", table)
+    assert open_dataset(folder, target="labels", config=LENIENT).files == ("1.jpg", "2.jpg")
+    put(folder / "boxes.csv", table.replace("9x", "9,9"))
+    assert "boxes.csv, line 3: it has 7 cells" in refused(folder, target="labels", config=LENIENT)
+    os.remove(folder / "boxes.csv")
+    for row, text in enumerate((xml(difficult=1), xml(), xml("dog"))): put(folder / f"{row}.xml", text)
+    assert open_dataset(folder, target="labels").targets.tolist() == [[1, 0], [1, 0], [0, 1]]  # what is hard to see is there all the same
+    put(folder / "0.xml", xml(difficult=2).replace("</annotation>", xml().partition("</filename>")[2]))
+    assert open_dataset(folder, target="labels", config=LENIENT).files == ("1.jpg", "2.jpg")
+    assert refused(folder).startswith("0.xml, object 1: <difficult> is '2'") and refused(folder).count("Mend it") == 1
+
+
+def test_boxes_in_shares_are_refused_where_pixels_are_meant(tmp_path):
+    folder = pictures(tmp_path, "0.jpg", "1.jpg")
+    put(folder / "boxes.csv", "file,xmin,ymin,xmax,ymax,label\n0.jpg,0.4,0.4,0.6,0.6,cat\n1.jpg,0,0,1,1,cat\n")
+    assert "boxes.csv, line 2: as all boxes do, it lies in the first two pixels of its image" in refused(folder)
+    os.remove(folder / "boxes.csv")
+    coco(folder / "held.json", ["0.jpg", "1.jpg"], [(0, 1, [0.1, 0.1, 0.5, 0.5], {})])
+    assert "multiply them by its width and height" in refused(folder)
+    coco(folder / "held.json", ["0.jpg", "1.jpg"], [(0, 1, [0.1, 0.1, 0.5, 0.5], {}), (1, 1, [4, 4, 9, 9], {})])
+    assert len(open_dataset(folder).targets.table.boxes) == 2
+
+
+def test_key_points_are_no_corners(tmp_path):
+    folder = pictures(tmp_path, "images/0.jpg", "images/1.jpg", height=100, width=100)
+    for row in range(2): put(folder / f"labels/{row}.txt", "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55\n")
+    put(folder / "data.yaml", "kpt_shape: [2, 2]\nnames: [x]\n")
+    assert np.allclose(open_dataset(folder).targets.table.boxes, [[40, 40, 60, 60]] * 2)
+    put(folder / "labels/0.txt", "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    assert "labels/0.txt, line 1: it has 7 numbers: class x y width height, and 4 of key points" in refused(folder)
+    put(folder / "data.yaml", "kpt_shape: 17\nnames: [x]\n")
+    assert "data.yaml: kpt_shape is 17" in refused(folder)
+
+
+def test_the_size_that_a_table_gives_is_compared(tmp_path):
+    folder, lines = pictures(tmp_path, "0.jpg", "1.jpg"), "0.jpg,60,40,cat,1,2,30,20\n1.jpg,60,40,cat,1,2,30,20\n"
+    headings = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    put(folder / "boxes.csv", headings + lines)
+    assert len(open_dataset(folder)) == 2
+    put(folder / "boxes.csv", headings + lines.replace("60,40", "120,80"))
+    assert "boxes.csv, line 2: its image 0.jpg is 60 × 40 pixels, but annotated as 120 × 80" in refused(folder)
+    put(folder / "boxes.csv", headings + lines + "1.jpg,61,40,cat,1,2,30,20\n")
+    assert "boxes.csv, line 4: the size of the image 1.jpg is not the one in boxes.csv, line 3" in refused(folder)
+    put(folder / "boxes.csv", headings.replace("xmin,ymin,xmax,ymax", "x,y") + "0.jpg,20,10,cat,1,2\n1.jpg,20,10,cat,1,2\n")
+    assert open_dataset(folder).targets.table.boxes.tolist() == [[1, 2, 21, 12]] * 2
+
+
+def test_masks_are_turned_as_their_exif_says(tmp_path):
+    turned, mask = Image.Exif(), np.zeros((60, 40), np.uint8)
+    turned[0x0112], mask[:20] = 6, 255
+    for row in range(2):
+        pictures(tmp_path, f"images/{row}.png")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"masks/{row}.png", exif=turned)
+    assert (open_dataset(tmp_path).targets.read(np.arange(2)) == np.rot90(mask, -1) // 255).all()
+
+
+def test_several_masks_of_one_image_are_not_one_of_them(tmp_path):
+    names = [f"benign/benign ({row})" for row in range(3)]
+    pictures(tmp_path, *(f"{name}.png" for name in names))
+    for name in (*(f"{name}_mask" for name in names), "benign/benign (1)_mask_1"):
+        Image.fromarray(np.eye(40, 60, dtype=np.uint8) * 255).save(tmp_path / f"{name}.png")
+    assert "benign/benign (1).png: it has more than one mask, benign/benign (1)_mask.png, benign/benign (1)_mask_1.png" in refused(tmp_path)
+    assert open_dataset(tmp_path, config=LENIENT).files == ("benign/benign (0).png", "benign/benign (2).png")
+
+
+def test_a_part_of_yolo_without_labels_is_no_background(tmp_path):
+    pictures(tmp_path, *(f"{part}/images/{row}.jpg" for part in ("train", "valid") for row in range(3)))
+    for row in range(2): put(tmp_path / f"train/labels/{row}.txt", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [x]\n")
+    assert "valid/images/0.jpg: none of the 3 images of its part has a label file, such as valid/labels/0.txt" in refused(tmp_path)
+    found = open_dataset(tmp_path, config=LENIENT)
+    assert len(found) == 3 and found.parts.tolist() == [TRAIN] * 3 and "1 of 3 images have no label file" in found.note
+    put(tmp_path / "train/labels/2.TXT", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path / "valid/labels/0.txt", "")
+    assert "train/labels/2.TXT: its name must end in .txt" in refused(tmp_path)
+
+
+def test_voc_with_trainval_keeps_its_training_images(tmp_path):
+    pictures(tmp_path, *(f"JPEGImages/{row}.jpg" for row in range(4)))
+    for row in range(4): put(tmp_path / f"Annotations/{row}.xml", xml())
+    put(tmp_path / "ImageSets/Main/trainval.txt", "0\n1\n")
+    put(tmp_path / "ImageSets/Main/test.txt", "2\n")
+    found = open_dataset(tmp_path)
+    assert [Path(file).stem for file in found.files] == ["0", "1", "2"] and found.parts.tolist() == [OPEN, OPEN, TEST]
+    assert "1 of 4 files are in no list of ImageSets/Main" in found.note
+    put(tmp_path / "ImageSets/Main/test.txt", "1\n")
+    assert "ImageSets/Main has 1 in two parts" in refused(tmp_path)
+
+
+def test_masks_of_voc_are_not_called_what_they_are_not(tmp_path):
+    def fill(root):
+        pictures(root, "JPEGImages/0.jpg", "JPEGImages/1.jpg")
+        (root / "SegmentationClass").mkdir()
+        for row in range(2): Image.fromarray(np.arange(40 * 60).reshape(40, 60).astype(np.uint8) % 3).save(root / f"SegmentationClass/{row}.png")
+        return root
+    own, devkit = fill(tmp_path / "own"), fill(tmp_path / "VOCdevkit" / "VOC2012")
+    assert open_dataset(own).classes == ("background", "class 1", "class 2")
+    assert open_dataset(devkit).classes[:3] == ("background", "aeroplane", "bicycle")
+    put(own / "class_names.txt", "_background_\nscratch\ndent\n")
+    assert open_dataset(own).classes == ("background", "scratch", "dent")
+
+
+def test_a_part_of_coco_finds_its_own_images(tmp_path):
+    pictures(tmp_path, "images/1.jpg", "train2017/1.jpg", "val2017/1.jpg")
+    for part in ("train", "val"): coco(tmp_path / f"annotations/instances_{part}2017.json", ["1.jpg"], [(0, 1, [4, 4, 9, 9], {})])
+    assert sorted(open_dataset(tmp_path).files) == ["train2017/1.jpg", "val2017/1.jpg"]
+    os.remove(tmp_path / "annotations/instances_train2017.json")
+    assert "All images are for val" in open_dataset(tmp_path).note
+
+
+def test_huge_run_lengths_are_never_painted(tmp_path):
+    pictures(tmp_path, "0.jpg", "1.jpg")
+    runs = {"counts": [0, 2**36], "size": [2**18, 2**18]}
+    for size in ({}, {"height": 40, "width": 60}):
+        coco(tmp_path / "held.json", ["0.jpg", "1.jpg"], [(0, 1, None, {"segmentation": runs}), (1, 1, [4, 4, 9, 9], {})], **size)
+        assert len(open_dataset(tmp_path, config=LENIENT).targets.table.boxes) == 1
+        assert "held.json, annotations[0]: its" in refused(tmp_path)
+    coco(tmp_path / "held.json", ["0.jpg", "1.jpg"], [(0, 1, None, {"segmentation": {"counts": [41, 5, 2354], "size": [40, 60]}})])
+    assert open_dataset(tmp_path).targets.table.boxes.tolist() == [[1, 1, 2, 6]]
+
+
+def test_outlines_without_a_pixel_paint_nothing(tmp_path):  # COCO has some
+    pictures(tmp_path, "0.jpg", "1.jpg")
+    good = {"segmentation": [[5, 5, 20, 5, 20, 20]]}
+    for bad in ([[5, 5, 5, 5, 5, 5]], {"counts": [2400], "size": [40, 60]}):
+        coco(tmp_path / "held.json", ["0.jpg", "1.jpg"], [(0, 1, None, {"segmentation": bad}), (1, 1, None, good)])
+        masks = open_dataset(tmp_path, target="masks").targets.read(np.arange(2))
+        assert not masks[0].any() and masks[1].any()
+
+
+def test_boxes_that_are_there_twice_are_said(tmp_path):
+    coco(pictures(tmp_path, "0.jpg", "1.jpg") / "held.json", ["0.jpg", "1.jpg"], [(0, 1, [4, 4, 9, 9], {})] * 2 + [(0, 2, [4, 4, 9, 9], {})])
+    assert "1 boxes are there more than once" in open_dataset(tmp_path).note
+
+
+def test_masks_that_cannot_be_read_are_said_with_the_reason(tmp_path):
+    pictures(tmp_path, "images/0.png", "images/1.png", "masks/0.jpg", "masks/1.jpg")
+    assert "None of the masks can be read. masks/0.jpg: a JPEG mask has no exact values" in refused(tmp_path)
+
+
+def test_a_table_that_is_not_understood_is_said(tmp_path):
+    pictures(tmp_path, *(f"{part}_images/{row}.jpg" for part in ("a", "b") for row in range(2)))
+    for text, why in (
+        ("id,breed\n0,x\n1,y\n", "labels.csv: its first line must name the columns, and it lacks label. It has: id, breed"),
+        ("file,label\n0.jpg,é\n".encode("latin-1"), "labels.csv is no UTF-8 text"),
+        ("file,cat,dog\n0.jpg,1,-1\n", "labels.csv: beside the image's, each column must be a class with 0 or 1"),
+    ):
+        put(tmp_path / "labels.csv", text)
+        assert why in refused(tmp_path) and "DataConfig.format folders" in refused(tmp_path)
+        assert why in refused(tmp_path, "csv") and why in refused(tmp_path / "labels.csv") and why in refused(tmp_path, target="labels")
+        with pytest.raises(UsageError, match="labels.csv"): load_data(DataConfig(name=str(tmp_path)), "label")
+        assert open_dataset(tmp_path, "folders").classes == ("a_images", "b_images")
+    put(tmp_path / "labels.csv", "epoch,loss\n1,0.5\n")
+    assert open_dataset(tmp_path).classes == ("a_images", "b_images")
+    assert "holds no .csv file. It holds" in refused(tmp_path / "a_images", "csv")
+
+
+def test_voc_as_others_lay_it_out(tmp_path):
+    def fill(root, images, files):
+        pictures(root, *images)
+        for image, file in zip(images, files, strict=True): put(root / file, xml(file=Path(image).name))
+        return open_dataset(root)
+    lower = fill(tmp_path / "lower", ["images/0.png", "images/1.png"], ["annotations/0.xml", "annotations/1.xml"])
+    assert lower.files == ("images/0.png", "images/1.png") and lower.parts is None
+    parts = fill(tmp_path / "parts", ["train/a.jpg", "valid/a.jpg", "test/a.jpg"], ["train/a.xml", "valid/a.xml", "test/a.xml"])
+    assert sorted(zip(parts.files, parts.parts, strict=True)) == [("test/a.jpg", TEST), ("train/a.jpg", TRAIN), ("valid/a.jpg", VAL)]
+
+
+@pytest.mark.parametrize("named", ["r 0", "C:\\data\\r 0.jpg", "/data/r 0.jpg", "r 0.png"])
+def test_an_image_of_voc_named_as_elsewhere_is_found_by_its_own_name(tmp_path, named):
+    pictures(tmp_path, "JPEGImages/r 0.jpg", "JPEGImages/1.jpg")
+    put(tmp_path / "Annotations/r 0.xml", xml(file=named))
+    put(tmp_path / "Annotations/1.xml", xml(file="1.jpg"))
+    assert sorted(open_dataset(tmp_path).files) == ["JPEGImages/1.jpg", "JPEGImages/r 0.jpg"]
+    put(tmp_path / "Annotations/1.xml", xml(file="other.jpg"))
+    assert "Annotations/1.xml: there is no image JPEGImages/other.jpg" in refused(tmp_path)
+
+
+def test_tables_in_the_parts(tmp_path):
+    for part in ("train", "valid"):
+        pictures(tmp_path, f"{part}/a.jpg", f"{part}/b.jpg")
+        lines = "".join(f"{name}.jpg,60,40,sign,1,2,30,20\n" for name in "ab")
+        put(tmp_path / part / "_annotations.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n" + lines)
+    found = open_dataset(tmp_path)
+    assert found.files == ("train/a.jpg", "train/b.jpg", "valid/a.jpg", "valid/b.jpg") and found.parts.tolist() == [TRAIN, TRAIN, VAL, VAL]
+
+
+def test_yolo_as_cvat_lays_it_out(tmp_path):
+    pictures(tmp_path, "obj_train_data/0.jpg", "obj_train_data/1.jpg", "obj_valid_data/2.jpg")
+    for file in ("obj_train_data/0", "obj_train_data/1", "obj_valid_data/2"): put(tmp_path / f"{file}.txt", "1 0.5 0.5 0.2 0.2\n")
+    put(tmp_path / "obj.names", "cat\ndog\n")
+    put(tmp_path / "train.txt", "data/obj_train_data/0.jpg\n")
+    found = open_dataset(tmp_path)
+    assert found.classes == ("cat", "dog") and found.parts.tolist() == [TRAIN, TRAIN, VAL] and found.targets.table.labels.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("image, mask", [("images/image_00{}.png", "masks/mask_00{}.png"), ("train/c{}.jpg", "train_masks/c{}_mask.gif")])
+def test_pairs_as_others_call_them(tmp_path, image, mask):
+    pictures(tmp_path, *(image.format(row) for row in range(3)))
+    (tmp_path / mask).parent.mkdir()
+    for row in range(3): Image.fromarray(np.eye(40, 60, row, dtype=np.uint8) * 255).save(tmp_path / mask.format(row))
+    found = open_dataset(tmp_path)
+    assert found.files == tuple(image.format(row) for row in range(3))
+    assert (found.targets.read(np.arange(3)) == [np.eye(40, 60, row) for row in range(3)]).all()
+
+
+def test_classes_of_masks_listed_in_the_parts(tmp_path):
+    for part in ("train", "valid"):
+        pictures(tmp_path, f"{part}/a.jpg", f"{part}/b.jpg")
+        for name in "ab": Image.fromarray(np.eye(40, 60, dtype=np.uint8)).save(tmp_path / part / f"{name}_mask.png")
+        put(tmp_path / part / "_classes.csv", "Pixel Value, Class\n0, background\n1, car\n2, road\n")
+    assert open_dataset(tmp_path).classes == ("background", "car", "road")
+    put(tmp_path / "valid" / "_classes.csv", "Pixel Value, Class\n0, background\n1, road\n2, car\n")
+    assert "train/_classes.csv and valid/_classes.csv differ" in refused(tmp_path)
+
+
+def test_names_and_files_as_other_systems_write_them(tmp_path):
+    pictures(tmp_path, "e\u0301.jpg", "1.jpg")
+    coco(tmp_path / "HELD.JSON", ["\u00e9.jpg", "1.jpg"], [(0, 1, [4, 4, 9, 9], {})])
+    put(tmp_path / "HELD.JSON", b"\xef\xbb\xbf" + (tmp_path / "HELD.JSON").read_bytes())
+    assert open_dataset(tmp_path).files == ("e\u0301.jpg", "1.jpg") == open_dataset(tmp_path / "HELD.JSON").files
+
+
 # Damaged annotations
 
 
@@ -616,7 +910,8 @@ def naive_voc(folder):
             for item in element.iter("object"):
                 try:
                     left, top, right, bottom = (float(item.find(f"bndbox/{edge}").text) for edge in ("xmin", "ymin", "xmax", "ymax"))
-                    file = (element.findtext("filename") or f"{path.stem}.png").strip()
+                    file = (element.findtext("filename") or f"{path.stem}.png").strip().replace("\\", "/")
+                    if path.stem in (Path(file).name, Path(file).stem): file = f"{path.stem}.png"
                     name, crowd = item.findtext("name").strip(), item.findtext("difficult") == "1"
                     found.append((Path(file).name, name, (left - 1, top - 1, right, bottom), crowd))
                 except (AttributeError, ValueError, TypeError):
