@@ -204,11 +204,10 @@ def make_centre(shape: tuple[int, int, int], classes: int, config: ModelConfig) 
 CANDIDATES, LEAST = 10, 0.01  # boxes looked at for each one that may be kept; px that a side must have within the image
 
 
-def kept_boxes(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, overlap: float, reach: float) -> torch.Tensor:
-    "Places of the boxes that NMS within each group leaves, ascending; boxes lie within 0 to `reach`."
-    if not torch.compiler.is_exporting(): boxes, scores = boxes.double(), scores.double()  # so that many groups do not cost digits
-    apart = (groups * (reach + 1)).to(boxes.dtype)[:, None]
-    return nms(boxes + apart, scores, overlap).sort().values
+def kept_boxes(boxes: torch.Tensor, scores: torch.Tensor, owner: torch.Tensor, kinds: torch.Tensor, overlap: float, reach: float) -> torch.Tensor:
+    "Places of the boxes that NMS within each image and kind leaves, ascending; boxes lie within 0 to `reach`."
+    apart = torch.stack([kinds, owner, kinds, owner], 1) * (reach + 1)  # a kind to the right, an image further down: far from 0 digits are lost
+    return nms(boxes + apart.to(boxes.dtype), scores, overlap).sort().values
 
 # %% ../nbs/41_detection.ipynb #331220e2
 def first_ones(owner: torch.Tensor, images: int, most: int) -> torch.Tensor:
@@ -221,12 +220,12 @@ Flat = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # boxes (n
 
 
 def settle(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, owner: torch.Tensor, counts: Any, config: DetectionConfig) -> Flat:
-    "What is left of candidates, image by image, the surest first, by NMS and the limit of boxes; `counts`: images, classes, height, width."
-    images, classes, height, width = counts
+    "What is left of candidates, image by image, the surest first, by NMS and the limit of boxes; `counts`: images, height, width."
+    images, height, width = counts
     boxes = boxes.float().clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device))
     real = (boxes[:, 2:] - boxes[:, :2] > LEAST).all(1)
     boxes, scores, labels, owner = boxes[real], scores[real], labels[real], owner[real]
-    kept = kept_boxes(boxes, scores, owner * classes + labels, config.overlap, float(max(height, width)))
+    kept = kept_boxes(boxes, scores, owner, labels, config.overlap, float(max(height, width)))
     kept = kept[first_ones(owner[kept], images, config.most)]
     return boxes[kept], scores[kept], labels[kept], owner[kept]
 
@@ -241,7 +240,7 @@ def decode(
     values, places = raw.logits.float().sigmoid().flatten(1).topk(min(CANDIDATES * config.most, positions * classes))
     owner, rank = (values > config.score).nonzero(as_tuple=True)
     place = places[owner, rank]
-    return settle(raw.boxes[owner, place // classes], values[owner, rank], place % classes, owner, (batch, classes, *size), config)
+    return settle(raw.boxes[owner, place // classes], values[owner, rank], place % classes, owner, (batch, *size), config)
 
 # %% ../nbs/41_detection.ipynb #3adc8394
 class Untouched(nn.Module):
@@ -339,7 +338,7 @@ def regions_of(detector: Any, images: torch.Tensor, features: Sequence[torch.Ten
     owner = torch.arange(batch, device=images.device)[:, None].expand_as(places).flatten()
     place = places.flatten()
     boxes = boxes[owner, place].clamp(min=0).minimum(torch.tensor([width, height, width, height], device=images.device))
-    kept = kept_boxes(boxes, scores[owner, place], owner * len(counts) + levels[place], stage.nms_thresh, float(max(height, width)))
+    kept = kept_boxes(boxes, scores[owner, place], owner, levels[place], stage.nms_thresh, float(max(height, width)))
     kept = kept[(boxes[kept, 2:] - boxes[kept, :2] >= stage.min_size).all(1)]
     kept = kept[first_ones(owner[kept], batch, stage.post_nms_top_n())]
     torch._check(kept.shape[0] < 2**31)  # without a bound, the exporter's own is beyond what ONNX can write
@@ -380,7 +379,7 @@ class TwoStage(OneStage):
         region, labels = (scores > config.score).nonzero(as_tuple=True)
         owner, sure = regions[region, 0].long(), scores[region, labels]
         order = (owner * 2 - sure.double()).argsort()
-        counts = (images.shape[0], scores.shape[1], images.shape[2], images.shape[3])
+        counts = (images.shape[0], images.shape[2], images.shape[3])
         return settle(boxes[region, labels][order], sure[order], labels[order], owner[order], counts, config)
 
 # %% ../nbs/41_detection.ipynb #d06a27d3
