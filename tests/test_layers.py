@@ -78,6 +78,7 @@ GENERATED = {"__init__", "_modidx"}  # nbdev writes these; they import nothing o
 SLOW = (
     "plotly", "ipywidgets", "torchmetrics", "captum", "onnx", "onnxruntime", "onnxscript", "sklearn", "tyro", "tqdm", "matplotlib", "pandas",
 )
+WIDGETS = "ui"  # is made of widgets through and through; panels import it where they are built
 DRAWING = {"plotly": ("plot", "_figure"), "ipywidgets": ("ui", "_panel")}  # package: the module that may, the functions that may
 MODULES = sorted(path.stem for path in (ROOT / "cnnbench").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -118,12 +119,14 @@ def faults(module: str, source: str) -> list[str]:
             allowed = {name for name in NUMBERS if NUMBERS[name] in ALLOWED.get(module, ())}
             if own not in NUMBERS: found.append(f"{where} imports {seen.target}, which has no row in FLOORS")
             elif own not in allowed: found.append(f"{where} imports {own}, which does not stand below it")
+        if own == WIDGETS and not seen.typing and not any(name.endswith("_panel") for name in seen.functions):
+            found.append(f"{where} imports {own} outside of functions named *_panel")
         if package == "cnnbench" and not rest: found.append(f"{where} imports the whole package: name the module")
         if package in DRAWING and not seen.typing:
             only_module, suffix = DRAWING[package]
             if module != only_module and not any(name.endswith(suffix) for name in seen.functions):
                 found.append(f"{where} imports {package} outside of {only_module} and functions named *{suffix}")
-        if package in SLOW and not seen.functions and not seen.typing:
+        if package in SLOW and not seen.functions and not seen.typing and (module, package) != (WIDGETS, "ipywidgets"):
             found.append(f"{where} imports {package} at the top: it is slow, import it where it is used")
     return found
 
@@ -158,6 +161,8 @@ def test_the_package_is_flat():
     ("plot", "import plotly.graph_objects as go", "at the top"),
     ("evaluate", "def curve():\n    import plotly.graph_objects as go", "outside of plot"),
     ("evaluate", "def curve_figure():\n    import ipywidgets", "outside of ui"),
+    ("evaluate", "from .ui import Store", "outside of functions named *_panel"),
+    ("ui", "import plotly.graph_objects as go", "at the top"),
     ("evaluate", "from torchmetrics import Accuracy", "at the top"),
     ("evaluate", "if True:\n    import sklearn.metrics", "at the top"),
 ])
@@ -226,7 +231,7 @@ def loaded_by_import(modules: list[str], packages: tuple[str, ...]) -> dict[str,
 
 @pytest.mark.check
 def test_importing_a_module_loads_nothing_slow():
-    loaded = loaded_by_import([module for module in MODULES if module != "__main__"], SLOW)
+    loaded = loaded_by_import([module for module in MODULES if module not in ("__main__", WIDGETS)], SLOW)
     assert {module: names for module, names in loaded.items() if names} == {}
 
 
