@@ -6,9 +6,9 @@
 __all__ = ['FORMAT', 'FACTS', 'WEIGHTS', 'LARGEST_FACTS', 'array_pixels', 'array_frames', 'Preprocessing', 'ArtefactInfo',
            'build', 'own_blocks', 'check_own', 'file_sum', 'seal_of', 'write_facts', 'read_facts', 'check_name',
            'check_files', 'put_file', 'older', 'replacing_folder', 'network_shapes', 'check_shapes', 'check_statistics',
-           'save_artefact', 'Prediction', 'list_inputs', 'try_read', 'Artefact', 'answers_to', 'predict_large',
-           'read_weights', 'read_info', 'load_artefact', 'printable', 'predictions_table', 'write_predictions_csv',
-           'write_masks']
+           'save_artefact', 'Prediction', 'list_inputs', 'try_read', 'Artefact', 'answers_to', 'predict_whole',
+           'predict_large', 'read_weights', 'read_info', 'load_artefact', 'printable', 'predictions_table',
+           'write_predictions_csv', 'write_masks']
 
 # %% ../nbs/80_artefact.ipynb #99f1b041
 import csv
@@ -97,8 +97,7 @@ class Preprocessing:
 
     def read_whole(self, image: Path | str | np.ndarray) -> np.ndarray:
         "uint8 (height, width, channel) of an image at its own size."
-        how = self.shape[-3], self.depth
-        return array_pixels(image, *how) if isinstance(image, np.ndarray) else read_image(image, *how)
+        return array_pixels(image, self.shape[-3], self.depth) if isinstance(image, np.ndarray) else read_image(image, self.shape[-3], self.depth)
 
     def read_frames(self, clip: Path | str | np.ndarray) -> np.ndarray:
         "uint8 (time, height, width, channel) of a clip."
@@ -372,13 +371,8 @@ class Artefact:
         "A prediction for each image, in order; `tiled` segments them at their own size. Raises UsageError for a model that takes no images."
         if self.task.input_names != ("images",):
             raise UsageError(f"This model takes {' and '.join(self.task.input_names)}, no images: it makes them, see `sample`.")
-        named, rows = list_inputs(inputs, self.preprocessing.clips), []
-        if tiled: return [predict_large(self, *one) for one in named]
-        with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
-            for chunk in (named[start : start + batch_size] for start in range(0, len(named), batch_size)):
-                read = pool.map(partial(try_read, self.preprocessing.read_placed), [image for _, image in chunk])
-                rows += answers_to(self, [name for name, _ in chunk], list(read))
-        return rows
+        named = list_inputs(inputs, self.preprocessing.clips)
+        return [predict_large(self, *one) for one in named] if tiled else predict_whole(self, named, batch_size, threads)
 
     def sample(self, count: int, seed: int = 0) -> np.ndarray:
         "uint8 (image, height, width, channel) that a generator makes up. Raises UsageError for a model of another kind."
@@ -396,6 +390,16 @@ def answers_to(artefact: Artefact, names: Sequence[str], read: Sequence[tuple[np
         answers = iter(artefact.task.answers(artefact.run(*artefact.task.inputs(stack)), [place for _, place in good]))
     pairs = zip(names, read, strict=True)
     return [Prediction(name, error=found) if isinstance(found, str) else Prediction(name, next(answers)) for name, found in pairs]
+
+
+def predict_whole(artefact: Artefact, named: Sequence[tuple[str, Path | np.ndarray]], batch_size: int, threads: int) -> list[Prediction]:
+    "The task's answers to images brought to the model's size, in batches that are read by threads; or why one could not be read."
+    rows: list[Prediction] = []
+    with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
+        for chunk in (named[start : start + batch_size] for start in range(0, len(named), batch_size)):
+            read = pool.map(partial(try_read, artefact.preprocessing.read_placed), [image for _, image in chunk])
+            rows += answers_to(artefact, [name for name, _ in chunk], list(read))
+    return rows
 
 
 def predict_large(artefact: Artefact, name: str, image: Path | np.ndarray) -> Prediction:

@@ -849,9 +849,8 @@ class Loader:
             for number in range(start, self.batches):
                 rows, make = order[number * size : (number + 1) * size], self._makers.claim(epoch, number)
                 if self._pool is None: yield make(rows, epoch)
-                else:
-                    waiting.append(self._pool.submit(make, rows, epoch))
-                    if len(waiting) > self.prefetch: yield waiting.popleft().result()
+                else: waiting.append(self._pool.submit(make, rows, epoch))
+                if len(waiting) > self.prefetch: yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
         finally:
             for future in waiting: future.cancel()

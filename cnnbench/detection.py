@@ -170,7 +170,7 @@ class Neck(nn.Module):
             merged = self.blends[place](F.relu(merged))
         return merged
 
-
+# %% ../nbs/41_detection.ipynb #17be3d43
 class Centre(nn.Module):
     "A backbone, a neck and two heads: one for the classes, one for the boxes."
 

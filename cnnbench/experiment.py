@@ -485,8 +485,7 @@ class Inbox:
         paused = False
         while True:
             for line in self.file.new_lines():
-                record = self.answer(run, line)
-                yield record
+                yield (record := self.answer(run, line))
                 if not record.refused and record.setting in CONTROLS: paused = record.setting == "pause"
             if not paused or self.stop(): return
             time.sleep(0.05)
@@ -699,7 +698,7 @@ class Progress:
     def say(self, line: str) -> None: self.bar.write(line.rstrip(), file=self.stream)
     def close(self) -> None: self.bar.close()
 
-
+# %% ../nbs/51_experiment.ipynb #cdb9b2c3
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     "Inside the block SIGINT and SIGTERM only make the given function say True; a second one interrupts at once."

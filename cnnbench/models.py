@@ -550,8 +550,7 @@ class Trace(TorchDispatchMode):
         self.fields = {storage(images): Field()}
         self.held = [images]  # so that no storage is given away and met again
         self.kept = {storage(value): 0 for value in (*model.parameters(), *model.buffers())}  # bytes that wait for the way back
-        self.frames: list[Frame] = []
-        self.rows: list[LayerSummary] = []
+        self.frames, self.rows = list[Frame](), list[LayerSummary]()
         self.counted: set[int] = set()  # parameters
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(self.enter, name))
@@ -679,8 +678,7 @@ class Summary:
         states: int = 1,  # numbers that the optimizer keeps for each parameter: SGD 0, momentum 1, Adam 2
     ) -> int:
         "An estimate of the memory for one training step: weights, gradients, optimizer, what back-propagation keeps, and the gradient at work."
-        half = precision != "fp32"
-        largest = max((prod(layer.output) for layer in self.layers), default=0)
+        half, largest = precision != "fp32", max((prod(layer.output) for layer in self.layers), default=0)
         passing = batch * (self.kept_bytes + 2 * 4 * largest) // (2 if half else 1)
         return self.parameters * (4 * (2 + states) + 2 * half) + passing
 
