@@ -159,7 +159,7 @@ def widget_for(item: Field, kind: Any) -> Any:
     meta = item.metadata
     look = {
         "description": spoken(item.name, meta.get("unit", "")), "tooltip": meta.get("help", ""),
-        "style": {"description_width": f"{LABEL}px"}, "layout": widgets.Layout(width="100%"),
+        "style": {"description_width": f"{LABEL}px"}, "layout": widgets.Layout(width="auto"),
     }
     if kind is bool: return widgets.Checkbox(indent=True, **look)
     if "options" in meta and not meta["open"]: return widgets.Dropdown(options=meta["options"], **look)
