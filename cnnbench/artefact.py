@@ -479,15 +479,18 @@ def write_predictions_csv(path: Path | str, predictions: Sequence[Prediction]) -
 
 # %% ../nbs/80_artefact.ipynb #571810eb
 def write_masks(folder: Path | str, predictions: Sequence[Prediction]) -> list[Path]:
-    "Write the mask of each image that could be read, of its size, under its name; the files. Raises UsageError for answers without masks."
+    """Write the mask of each image that could be read, of its size, under its name; the files.
+
+    Raises UsageError for answers without masks, and before it would write over a file: it may be the image itself."""
     answers = [(Path(one.file).stem, one.answer) for one in predictions if one.answer is not None]
     if lost := [type(answer).__name__ for _, answer in answers if not hasattr(answer, "mask_image")]:
         raise UsageError(f"There are no masks in these predictions ({lost[0]}): only segmentation makes them.")
-    found, taken = list[Path](), set[str]()
+    names = list[str]()
+    for stem, _ in answers:
+        names.append(next(name for name in (stem, *(f"{stem}-{number}" for number in range(2, len(answers) + 2))) if name not in names))
+    files = [Path(folder) / f"{name}.png" for name in names]
+    if there := [file for file in files if file.exists()]: raise UsageError(f"{there[0]} is there already: name a new folder for the masks.")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for stem, answer in answers:
-        name = next(name for name in (stem, *(f"{stem}-{number}" for number in range(2, len(answers) + 2))) if name not in taken)
-        taken.add(name)
-        found.append(Path(folder) / f"{name}.png")
-        with replacing(found[-1]) as aside: answer.mask_image().save(aside, format="PNG")  # type: ignore[attr-defined]
-    return found
+    for file, (_, answer) in zip(files, answers, strict=True):
+        with replacing(file) as aside: answer.mask_image().save(aside, format="PNG")  # type: ignore[attr-defined]
+    return files

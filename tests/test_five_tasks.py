@@ -123,6 +123,9 @@ def test_a_large_image_is_segmented_in_tiles(finished, tmp_path, capsys):
     (alone,) = load_artefact(artefact).predict(pixels, tiled=True)
     written = [np.asarray(Image.open(masks / name)) for name in ("large.png", "large-2.png")]
     assert all(np.array_equal(mask, alone.answer.mask) for mask in written) and written[0].shape == (150, 90)
+    kept = (tmp_path / "large.png").read_bytes()
+    assert main(["predict", str(artefact), str(tmp_path / "large.png"), "--masks", str(tmp_path)]) == 1  # would be written over the image
+    assert "is there already: name a new folder" in capsys.readouterr().err and (tmp_path / "large.png").read_bytes() == kept
     assert not np.array_equal(alone.answer.mask, load_artefact(artefact).predict(pixels)[0].answer.mask)  # that one saw the image made small
     assert main(["predict", str(clips), str(tmp_path), "--tiled"]) == 1 and "tile by tile" in capsys.readouterr().err
 
