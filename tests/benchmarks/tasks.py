@@ -2,10 +2,11 @@
 
 Both train the same network from the same weights with the same loss, optimizer and precision, on the drawn data of the task at its default settings
 (batch, augmentation, clipping, averaged weights). The plain loop reads single items through torchvision's v2 transforms in a DataLoader of two worker
-processes or of none, whichever is faster, as references/detection/train.py does, logs the loss of every
-step, and keeps PyTorch's own memory layout; in a second row it has ours. Ours takes its loader, its augmentation and its trainer. Generation is
-measured without augmentation, which a plain loop of a GAN does not have. Rounds of an epoch are interleaved in one process, the first one warms up,
-and ratios are medians over rounds, so that a busy machine slows all alike. By hand: `python tests/benchmarks/tasks.py --task detection`."""
+processes or of none, whichever is faster, as references/detection/train.py does, logs the loss of every step, and keeps PyTorch's own memory layout;
+in a second row it has ours. Ours takes its loader, its augmentation and its trainer. Generation is measured without augmentation, which a plain loop
+of a GAN does not have. The row `no loading at all` trains on finished batches held in memory: what is left there is the network's own work, which the
+plain loop has to do too, so no loader could do more. Rounds of an epoch are interleaved in one process, the first one warms up, and ratios are
+medians over rounds, so that a busy machine slows all alike. By hand: `python tests/benchmarks/tasks.py --task detection`."""
 import argparse
 import os
 import statistics
@@ -36,11 +37,13 @@ WANTED = {"detection": 1.5, "segmentation": 1.5, "video": 1.5, "generation": 1.0
 WORKERS = 2
 
 
-def ours(setup: Setup) -> Iterator[None]:
-    "Our loader, augmentation and trainer; yields after every epoch."
+def ours(setup: Setup, held: bool = False) -> Iterator[None]:
+    "Our loader, augmentation and trainer; yields after every epoch. `held`: on one epoch's finished batches, so that loading costs nothing."
     e, loader = setup.experiment, setup.train_loader()
+    made = list(loader(0, 0)) if held else []
+    batches = (lambda epoch, start: iter(made)) if held else loader
     run = start_run(replace(e.train, epochs=100_000), setup.build(), setup.task, len(loader))
-    for record in train(run, loader, lambda model: {"val_loss": 0.0}):
+    for record in train(run, batches, lambda model: {"val_loss": 0.0}):
         if isinstance(record, EpochEnd): yield
 
 
@@ -148,7 +151,7 @@ def compare(task: str, count: int, rounds: int) -> None:
     settings: dict[str, Any] = {"data.shapes.count": count} if task != "generation" else {"augment": NONE}
     setup = resolve(prepare(experiment_for(task, settings)))[0]
     e, own = setup.experiment, "cnnbench"
-    timed: dict[str, Iterator[None]] = {own: ours(setup)}
+    timed: dict[str, Iterator[None]] = {own: ours(setup), "no loading at all": ours(setup, held=True)}
     for layout in dict.fromkeys(("contiguous", e.train.layout)):
         for workers in (WORKERS, 0): timed[f"plain loop, {layout}, {workers} workers"] = plain(setup, layout, workers)
     speeds = measure(timed, len(setup.split.train), rounds)
