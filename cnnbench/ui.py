@@ -553,8 +553,12 @@ class Chart(anywidget.AnyWidget):
 
     def on_click(self, react: Callable[[dict[str, Any]], None]) -> None:
         "Call `react` with each point that is clicked: its curve, its number in it (row and column in a heat map), its x and y."
-        self.on_msg(lambda _, content, buffers: [react(point) for point in content["points"]] if content.get("kind") == "click" else None)
+        def hear(_: Any, content: Any, buffers: Any) -> None:
+            if content.get("kind") == "click": react(content["points"][0])
+        self.on_msg(hear)
 
     def on_select(self, react: Callable[[list[dict[str, Any]]], None]) -> None:
         "Call `react` with the points that a box or lasso holds."
-        self.on_msg(lambda _, content, buffers: react(content["points"]) if content.get("kind") == "select" else None)
+        def hear(_: Any, content: Any, buffers: Any) -> None:
+            if content.get("kind") == "select": react(content["points"])
+        self.on_msg(hear)
