@@ -628,8 +628,10 @@ def replay_run(
     out: Path | str | None = None,  # NAME-replay beside it where None
     watch: Callable[[Any], None] = lambda record: None,  # is shown every record
 ) -> Replay:
-    "Train a run again from its settings and logged edits, as far as it went, and compare."
+    "Train a run again from its settings and logged edits, as far as it went, and compare. Raises UsageError for a fork."
     folder = Path(folder)
+    if (fork := read_run(folder).get("forked")) is not None:
+        raise UsageError(f"{folder} goes on from a checkpoint of {fork['run']}: its own settings do not lead there. Replay {fork['run']}.")
     out = Path(out) if out is not None else folder.with_name(f"{folder.name}-replay")
     setup, records = open_setup(folder), [record for _, record in read_log(folder)]
     steps = max((r.step for r in records if isinstance(r, StepEnd)), default=0)
