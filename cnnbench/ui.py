@@ -586,7 +586,7 @@ function render({ model, el }) {
   }
   function show() {
     const rows = model.get("rows"), chosen = model.get("chosen"), order = rows.map((_, place) => place);
-    const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+    const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(b, undefined, { numeric: true });
     if (by >= 0) order.sort((a, b) => (down ? -1 : 1) * compare(rows[a][by], rows[b][by]));
     const scroll = box.scrollTop;
     table.replaceChildren();
