@@ -426,7 +426,8 @@ def edits_panel(desk: "Desk", view: Any) -> Any:
 # %% ../nbs/55_monitor.ipynb #d2ae6af6
 def fork_changes(experiment: Experiment, wanted: Experiment) -> dict[str, Any]:
     "The settings that a fork of a run takes over from those wanted: of training and augmentation, where they differ."
-    taken = ("train.epochs", "train.lr", "train.weight_decay", "train.schedule", "train.warmup", "train.clip", "train.l1", "train.patience", "augment.")
+    taken = ("train.epochs", "train.lr", "train.weight_decay", "train.schedule", "train.warmup", "train.clip", "train.l1", "train.patience",
+             "augment.")
     return {path: new for path, (_, new) in difference(experiment, wanted).items() if path.startswith(taken) or path == "model.dropout"}
 
 # %% ../nbs/55_monitor.ipynb #7e3c2c5f
@@ -437,7 +438,8 @@ def fork_panel(desk: "Desk", view: Any) -> Any:
     from cnnbench.ui import LABEL, sentence
 
     menu = widgets.Dropdown(description="Checkpoint", style={"description_width": f"{LABEL}px"}, layout=widgets.Layout(width="auto"))
-    button, line = widgets.Button(description="Fork", icon="code-fork", tooltip="A new run that goes on from there with these settings"), widgets.HTML()
+    tip, line = "A new run that goes on from there with these settings", widgets.HTML()
+    button = widgets.Button(description="Fork", icon="code-fork", tooltip=tip)
 
     def show(_: Any = None) -> None:
         found = checkpoint_files(desk.run) if desk.run is not None else []
@@ -511,7 +513,7 @@ def runs_panel(desk: "Desk", view: Any) -> Any:
             refresh()
         return both
 
-    works = (("Show", show, "Show the run that is chosen, or typed"), ("Overlay", overlay, "Lay the chosen runs over the curves; none takes them away"),
+    works = (("Show", show, "Show the run that is chosen, or typed"), ("Overlay", overlay, "Lay the chosen runs over the curves, or none"),
              ("Rename", then_refresh(rename_chosen), "Give the chosen run the name that is typed"), ("Tag", then_refresh(tag_chosen), "Set the tags"),
              ("Delete", then_refresh(delete_chosen), "Delete the chosen runs for good"), ("Refresh", refresh, "Read the folder again"))
     made = {words: widgets.Button(description=words, tooltip=tip, layout=widgets.Layout(width="76px")) for words, _, tip in works}

@@ -586,10 +586,8 @@ function fill(body, place, values, chosen, choose) {
 # %% ../nbs/03_ui.ipynb #85b28e0b
 TABLE_JS = ROWS_JS + """
 function render({ model, el }) {
-  const box = document.createElement("div"), table = document.createElement("table");
+  const box = el.appendChild(document.createElement("div")), table = box.appendChild(document.createElement("table"));
   box.className = "cnnbench-table";
-  box.appendChild(table);
-  el.appendChild(box);
   let by = -1, down = false;
   function choose(place) {
     const held = model.get("chosen"), one = model.get("single");
