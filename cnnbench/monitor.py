@@ -339,11 +339,11 @@ def stop_chosen(desk: Any) -> None:
     else: request_edit(desk.run, "stop")
 
 
-BUTTONS = (  # words, icon, help, what is done, in which states of a run; () for always
-    ("Start", "play", "Train these settings as a process of its own", start_chosen, ()),
-    ("Pause", "pause", "Halt at the next step", lambda desk: request_edit(desk.run, "pause"), ("running",)),
-    ("Resume", "forward", "Go on, from a pause or from the last checkpoint", resume_chosen, ("paused", "stopped", "failed", "cut")),
-    ("Stop", "stop", "Save and end; it can be resumed", stop_chosen, ("running", "paused", "waiting", "starting")),
+BUTTONS = (  # words, help, what is done, in which states of a run; () for always
+    ("Start", "Train these settings as a process of its own", start_chosen, ()),
+    ("Pause", "Halt at the next step", lambda desk: request_edit(desk.run, "pause"), ("running",)),
+    ("Resume", "Go on, from a pause or from the last checkpoint", resume_chosen, ("paused", "stopped", "failed", "cut")),
+    ("Stop", "Save and end; it can be resumed", stop_chosen, ("running", "paused", "waiting", "starting")),
 )
 
 # %% ../nbs/55_monitor.ipynb #596bc001
@@ -366,9 +366,9 @@ def run_buttons_panel(desk: "Desk", view: Any) -> Any:
 
     line, made = widgets.HTML(), {}
     def tell(words: str) -> None: line.value = sentence(words)
-    for words, icon, tip, work, _ in BUTTONS:
+    for words, tip, work, _ in BUTTONS:
         look = widgets.Layout(width="76px", margin="2px 3px 2px 0")
-        made[words] = widgets.Button(description=words, icon=icon, tooltip=tip, layout=look, button_style="primary" if words == "Start" else "")
+        made[words] = widgets.Button(description=words, tooltip=tip, layout=look, button_style="primary" if words == "Start" else "")
         made[words].on_click(pressing(partial(work, desk), tell))
 
     def stands(now: Standing | None) -> None:

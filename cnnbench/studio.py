@@ -189,10 +189,11 @@ def studio_panel(
     def tell(words: str) -> None: notice.value = f"<div style='font-size:12px;line-height:1.35'>{html.escape(words)}</div>" if words else ""
     fields, files = bar_fields_panel(desk), file_buttons_panel(desk, tell)
     code = code_panel(lambda: code_for(desk.store.config))
-    bar = widgets.HBox([fields, files], layout=widgets.Layout(justify_content="space-between", flex_flow="row wrap", width="100%"))
+    look = widgets.Layout(justify_content="space-between", flex_flow="row wrap", width="100%")
+    bar = widgets.HBox([fields, widgets.HBox([files, code.button])], layout=look)
     tabs, foot = tabs_panel(desk), foot_panel(desk)
     desk.store.observe(lambda change: keep_desk(desk), "config")
     desk.observe(lambda change: keep_desk(desk), "run")
-    studio = widgets.VBox([bar, notice, code, tabs, foot], layout=widgets.Layout(width="100%"))
+    studio = widgets.VBox([bar, notice, code.view, tabs, foot], layout=widgets.Layout(width="100%"))
     studio.desk, studio.tabs, studio.code, studio.of = desk, tabs, code, {**fields.of, **files.of, "notice": notice, **foot.of}
     return studio
