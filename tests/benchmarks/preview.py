@@ -1,7 +1,7 @@
 """The augmentation preview: from a slider's new value to the JPEG, for an original and 15 draws at 224 px, beside composing that grid alone.
 
-What a person waits for is drawing (recipes, OpenCV, reading), composing and JPEG; the browser comes on top. Rounds are interleaved and medians printed, so that
-a busy machine slows all alike. By hand: `python tests/benchmarks/preview.py`."""
+What a person waits for is drawing (recipes, OpenCV, reading), composing and JPEG; the browser comes on top. Rounds are interleaved and
+medians printed, so that a busy machine slows all alike. By hand: `python tests/benchmarks/preview.py`."""
 import argparse
 import statistics
 import time
