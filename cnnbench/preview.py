@@ -8,7 +8,7 @@ __all__ = ['KEPT_ROWS', 'SEEN_BLUR', 'PICTURE_WIDTH', 'GROUPS', 'SHAPERS', 'BEGI
            'Variations', 'draw_variations', 'changed_share', 'measure_speed', 'shares_in_words', 'target_in_words',
            'fitted', 'variations_picture', 'on_value', 'preset_config', 'preset_name', 'task_defaults',
            'unused_settings', 'effect_panel', 'groups_panel', 'settings_panel', 'choice_panel', 'facts_line',
-           'speed_panel', 'drawing_panel', 'preview_code', 'augment_panel']
+           'speed_panel', 'drawing_panel', 'experiment_code', 'preview_code', 'augment_panel']
 
 # %% ../nbs/21_preview.ipynb #f8907309
 import html
@@ -466,18 +466,23 @@ def drawing_panel(desk: "Desk", lens: "Lens", of: Mapping[str, Any], picture: An
     return Latest(work)
 
 # %% ../nbs/21_preview.ipynb #51b879b9
+def experiment_code(experiment: Any, task: Any) -> str:
+    "The call of `experiment_for` that makes the experiment of this task, with the settings that the task does not begin with."
+    begin = replace_all(type(experiment)(), {"task.name": experiment.task.name, **task.defaults})
+    changed = {path: float(f"{new:.9g}") if isinstance(new, float) else new for path, (_, new) in difference(begin, experiment).items()}
+    if not changed: return f"experiment_for({experiment.task.name!r})"
+    return f"experiment_for({experiment.task.name!r}, {{" + "".join(f"\n    {path!r}: {value!r}," for path, value in changed.items()) + "\n})"
+
+
 def preview_code(desk: "Desk", of: Mapping[str, Any]) -> str:
     "The calls that make what the panel shows."
     if desk.setup is None: return "# the data are still being read"
-    config, setup = desk.store.config, desk.setup
-    begin = replace_all(type(config)(), {"task.name": config.task.name, **setup.task.defaults})
-    changed = {path: float(f"{new:.9g}") if isinstance(new, float) else new for path, (_, new) in difference(begin, config).items()}
-    settings = "{" + "".join(f"\n    {path!r}: {value!r}," for path, value in changed.items()) + "\n}" if changed else "{}"
+    setup = desk.setup
     row, frame = int(setup.split.train[of["row"].value]), of["frame"].value if len(setup.dataset.shape) == 4 and not of["strips"].value else None
     pieces = f"setup.experiment.augment, setup.dataset, seed={of['seed'].value},\n    rows=setup.split.train, late=setup.task.late,"
     return (
         "from cnnbench.experiment import experiment_for, prepare\nfrom cnnbench.preview import RowAugmenter, draw_variations, variations_picture\n\n"
-        f"setup = prepare(experiment_for({config.task.name!r}, {settings}))\n"
+        f"setup = prepare({experiment_code(desk.store.config, setup.task)})\n"
         f"augmenter = RowAugmenter(\n    {pieces}\n)\n"
         f"result = draw_variations(augmenter, row={row}, count={of['draws'].value})\n"
         f"picture = variations_picture(result, setup.task{'' if frame is None else f', frame={frame}'})\n"
