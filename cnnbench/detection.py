@@ -739,6 +739,8 @@ class Detection(OneImage):
 
     def criterion(self, raw: Raw, targets: Boxes) -> torch.Tensor: return self.rule(raw, targets, self.config.smoothing)
 
+    def networks(self) -> list[str]: return list(DETECTORS)
+
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         model = build_detector(config, shape, len(self.classes), mean, std, seed)
         if self.config.loss == "auto" or not hasattr(model.network, "loss"): return model

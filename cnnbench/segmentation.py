@@ -444,6 +444,8 @@ class Segmentation(OneImage):
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         return build_segmenter(config, shape, len(self.classes), mean, std, seed)
 
+    def networks(self) -> list[str]: return list(SEGMENTERS)
+
     def loss(self, model: nn.Module, batch: Batch, player: str, step: int) -> torch.Tensor:
         return level_losses(self, logit_levels(model, batch.images), batch.targets).sum()
 

@@ -25,7 +25,7 @@ from torch import nn
 from .config import check, choice, flag, part, span, text
 from .core import UsageError, look_up, preserved, replacing
 from .data import Batch, Dataset
-from .models import ModelConfig, build_model
+from .models import MODELS, ModelConfig, build_model, torchvision_models
 from .plot import as_colour
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Task(Protocol):
     input_names: tuple[str, ...]  # of the deployed module
     output_names: tuple[str, ...]
 
+    def networks(self) -> list[str]: ...  # what `ModelConfig.name` may be, module:attribute apart; its own first
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module: ...  # the network, its weights from `seed`
     def part(self, model: nn.Module, player: str) -> nn.Module: ...  # the module that this player's optimizer moves
     def weight(self, batch: Batch, player: str) -> float: ...  # what the summed loss is divided by
@@ -370,6 +371,8 @@ class Classification(OneImage):
 
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         return build_model(config, shape, self.outputs, mean, std, seed)
+
+    def networks(self) -> list[str]: return [*MODELS, *torchvision_models()]
 
     def loss(self, model: nn.Module, batch: Batch, player: str, step: int) -> torch.Tensor:
         return self.criterion(model(batch.images), batch.targets, self.config.smoothing)

@@ -318,6 +318,7 @@ class Video(Classification):
         clips = draw_parts(batch.images, batch.rows, self.parts, self.cut, self.seed, step)
         return self.criterion(model(clips), batch.targets, self.config.smoothing)
 
+    def networks(self) -> list[str]: return [*VIDEO_MODELS, *torchvision_clips()]
     def draw(self, image: np.ndarray, target: Any) -> np.ndarray: return film_strip(image)
 
     def questions(self, model: nn.Module, predictions: Predictions, dataset: Dataset, count: int) -> list[Question]:
