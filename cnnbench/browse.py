@@ -300,8 +300,9 @@ def matching_rows(
     rows = parts[part] if part else np.sort(np.concatenate(list(parts.values())))
     if not name: return rows
     index = index or index_classes(dataset)
-    if name == NOTHING: return np.setdiff1d(rows, index.rows)
-    return np.intersect1d(rows, index.rows[index.labels == dataset.classes.index(name)])
+    there = np.zeros(len(dataset), bool)
+    there[index.rows if name == NOTHING else index.rows[index.labels == dataset.classes.index(name)]] = True
+    return rows[there[rows] != (name == NOTHING)]
 
 # %% ../nbs/22_browse.ipynb #2b03264e
 def read_items(
