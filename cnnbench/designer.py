@@ -392,8 +392,8 @@ def fitting_network(
     try: blocks = loose_blocks(spec)
     except UsageError as error: return Fitting(nn.Sequential(), problem=str(error))
     places: tuple[Place, ...] = tuple((at,) for at in range(len(blocks)))
-    problem, place, config = "The list is empty: add a block, or start from a network.", (), ModelConfig(width=width)
-    if blocks: problem = ""
+    place: Place = ()
+    problem, config = "" if blocks else "The list is empty: add a block, or start from a network.", ModelConfig(width=width)
     while blocks:
         text = format_spec(blocks)
         try: return Fitting(without_numbers(lambda text=text: from_spec(text, shape, outputs, config), ":" in spec), blocks, places, problem, place)  # type: ignore[misc]

@@ -27,6 +27,7 @@ from .core import UsageError, format_bytes, look_up
 from .experiment import CONTROLS, Edited, EpochEnd, Experiment, RunEnd, checkpoint_files, delete_run, list_runs, load_experiment, read_log
 from .experiment import rename_run, request_edit, resolve, run_state, tag_run
 from .plot import COLOURS, TEXT, figure, label
+from .rates import rates_panel
 from .tasks import TASKS
 from .train import StepEnd
 
@@ -398,9 +399,9 @@ def edits_panel(desk: "Desk", view: Any) -> Any:
     "Sliders whose changes are asked of the chosen run."
     import ipywidgets as widgets
 
-    from cnnbench.ui import LABEL, sentence
+    from cnnbench.ui import LABEL, Showing, sentence, snapped
 
-    line, showing, made = widgets.HTML(), threading.Event(), {}
+    line, showing, made = widgets.HTML(), Showing(), {}
     for path, (words, kind, limits) in EDITS.items():
         slider = getattr(widgets, kind)
         made[path] = slider(**limits, description=words, step=0.05, continuous_update=False, readout_format=".3g",
@@ -408,14 +409,14 @@ def edits_panel(desk: "Desk", view: Any) -> Any:
 
     def tell(words: str) -> None: line.value = sentence(words)
     def ask(path: str, value: float) -> None:
-        if not showing.is_set(): pressing(lambda: request_edit(desk.run, path, value), tell)(None)
+        if showing.active or desk.run is None or snapped(made[path], value, present_values(desk.run)[path]): return
+        pressing(lambda: request_edit(desk.run, path, value), tell)(None)
     for path, slider in made.items(): slider.observe(lambda change, path=path: ask(path, change.new), "value")
 
     def stands(now: Standing) -> None:
         if now.state == "running" and box.state != "running":
-            showing.set()
-            for path, value in present_values(desk.run).items(): made[path].value = value
-            showing.clear()
+            with showing:
+                for path, value in present_values(desk.run).items(): made[path].value = value
         box.state = now.state
         for slider in made.values(): slider.disabled = now.state not in ("running", "paused")
     view.reacts.append(stands)
@@ -534,6 +535,10 @@ def training_panel(desk: "Desk") -> Any:
     settings, buttons, edits, fork, runs = (settings_panel(desk), run_buttons_panel(desk, view), edits_panel(desk, view), fork_panel(desk, view),
                                             runs_panel(desk, view))
     folds = widgets.Accordion([edits, fork], titles=("While it runs", "Fork from a checkpoint"), selected_index=None)
+    finder = widgets.Accordion([widgets.VBox()], titles=("Learning-rate finder",), selected_index=None)
+    def open_finder(_: Any) -> None:
+        if not finder.children[0].children: finder.children[0].children = [rates_panel(desk)]
+    finder.observe(open_finder, "selected_index")
     def code() -> str: return code_for(desk.store.config)
     shown, held = code_panel(code), {"state": ""}
 
@@ -541,7 +546,7 @@ def training_panel(desk: "Desk") -> Any:
         if now.state != held["state"]: runs.refresh()
         held["state"] = now.state
     view.reacts.append(stands)
-    panel = stage([settings, buttons, folds, shown], [view, runs])
+    panel = stage([settings, buttons, folds, shown], [view, runs, finder])
     panel.code, panel.view = code, view
     panel.of = {**settings.of, **buttons.of, "edits": edits.of, "fork": fork.of, "runs": runs.of, "cost": settings.cost}
     return panel
