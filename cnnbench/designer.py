@@ -9,13 +9,14 @@ __all__ = ['Place', 'ASIDE', 'CHOICES', 'MENU', 'SPECS', 'FEW', 'LAYERS_CSS', 'W
            'takes_blocks', 'moved_place', 'move_block', 'Parameter', 'parameters_of', 'parse_entry', 'with_parameter',
            'set_parameter', 'new_block', 'LayerTable', 'without_numbers', 'layers_before', 'spoken_error',
            'partial_summary', 'blocks_before', 'place_of_layer', 'Fitting', 'fitting_network', 'own_names',
-           'spec_table', 'spec_behind', 'built_table', 'layer_table', 'layer_label', 'group_depth', 'layer_groups',
-           'size', 'field_words', 'cells_html', 'layer_cells', 'layers_html', 'short', 'totals_html', 'LayerCost',
-           'costs_of', 'costs_figure', 'with_network', 'taken_settings', 'network_names', 'backbone_names',
+           'spec_table', 'spec_behind', 'built_table', 'layer_table', 'last_words', 'layer_label', 'group_depth',
+           'layer_groups', 'size', 'field_words', 'cells_html', 'layer_cells', 'layers_html', 'short', 'totals_html',
+           'LayerCost', 'costs_of', 'costs_figure', 'with_network', 'taken_settings', 'network_names', 'backbone_names',
            'classes_in', 'model_code', 'spec_code', 'Editing', 'output_at', 'add_block', 'move_chosen', 'copy_chosen',
-           'remove_chosen', 'choose_network', 'slide_in_twos', 'offered', 'settings_panel', 'entry_panel',
-           'entries_panel', 'row_panel', 'list_panel', 'tools_panel', 'blocks_panel', 'builds_blocks', 'what_is_asked',
-           'asked_table', 'asked_code', 'bar_place', 'unsaid', 'costs_panel', 'notice', 'runs_in', 'model_panel']
+           'remove_chosen', 'choose_network', 'slide_in_twos', 'offered', 'offered_settings', 'settings_panel',
+           'entry_panel', 'entries_panel', 'row_panel', 'list_panel', 'tools_panel', 'blocks_panel', 'builds_blocks',
+           'what_is_asked', 'asked_table', 'asked_code', 'bar_place', 'unsaid', 'costs_panel', 'notice', 'runs_in',
+           'model_panel']
 
 # %% ../nbs/34_designer.ipynb #6b5ef006
 import html
@@ -485,13 +486,22 @@ def layer_table(
 FEW = 40  # layers that are listed without folds
 
 
+def last_words(
+    name: str,  # dotted
+    longest: int = 22,  # characters
+) -> str:
+    "The end of a dotted name, which tells its layer from others."
+    words = name.split(".")
+    while len(words) > 1 and len(".".join(words)) > longest: words.pop(0)
+    return ".".join(words) if len(words) == name.count(".") + 1 else f"…{'.'.join(words)}"
+
+
 def layer_label(table: LayerTable, row: int) -> str:
     "How a layer is named on a page: by its block's number where it has one, else by its module."
     held, place = table.summary.layers[row], table.place_of(row)
     if place: return f"{number_of(place)} {held.kind}"
     if held.name == "(not used)": return "not run on an image"
-    name = held.name.removeprefix("network.").removeprefix("normalize")
-    return f"{name} {held.kind}".strip()
+    return f"{last_words(held.name.removeprefix('network.').removeprefix('normalize'))} {held.kind}".strip()
 
 
 def group_depth(names: Sequence[str]) -> int:
@@ -508,16 +518,6 @@ def layer_groups(table: LayerTable) -> list[tuple[str, list[int]]]:
     depth = group_depth([name for name in names if name.startswith("network.")])
     runs = groupby(range(len(names)), lambda row: ".".join(names[row].split(".")[:depth]))
     return [(name, list(rows)) for name, rows in runs]
-
-
-def size(values: Sequence[int]) -> str:
-    "A shape as `16×8×8`."
-    return "×".join(map(str, values)) or "–"
-
-
-def field_words(values: tuple[int, int]) -> str:
-    "A receptive field as `5`, or `5×7` where height and width differ; a dash for none."
-    return "–" if not any(values) else str(values[0]) if values[0] == values[1] else size(values)
 
 # %% ../nbs/34_designer.ipynb #30956a52
 LAYERS_CSS = """<style>
@@ -540,6 +540,16 @@ LAYERS_CSS = """<style>
 .cnnbench-totals b{display:block;font-size:18px;font-weight:500;line-height:1.3;color:var(--jp-ui-font-color1,#222)}
 .cnnbench-totals span{font-size:12px;line-height:1.4;color:var(--jp-ui-font-color2,#666)}
 </style>"""
+
+
+def size(values: Sequence[int]) -> str:
+    "A shape as `16×8×8`."
+    return "×".join(map(str, values)) or "–"
+
+
+def field_words(values: tuple[int, int]) -> str:
+    "A receptive field as `5`, or `5×7` where height and width differ; a dash for none."
+    return "–" if not any(values) else str(values[0]) if values[0] == values[1] else size(values)
 
 # %% ../nbs/34_designer.ipynb #68072470
 def cells_html(cells: Sequence[str], kind: str = "row", tag: str = "div", title: str = "") -> str:
@@ -567,7 +577,7 @@ def layers_html(
     for name, rows in layer_groups(table):
         if len(rows) <= 2: lines += map(line, rows)
         else:
-            words = f"{name.removeprefix('network.')} ({len(rows)})"
+            words = f"{last_words(name.removeprefix('network.'))} ({len(rows)})"
             head = cells_html(layer_cells(words, [layers[row] for row in rows], batch), "row", "summary", f"{name}: {len(rows)} layers")
             lines.append(f"<details>{head}{''.join(map(line, rows))}</details>")
     for words in filter(None, (table.problem, table.note)):
@@ -607,7 +617,6 @@ def totals_html(
 @dataclass(frozen=True)
 class LayerCost:
     "One layer's part in what a network costs."
-
     name: str
     parameters: int
     multiply_adds: int
@@ -622,9 +631,8 @@ def costs_of(
     "The layers with the largest shares of parameters or multiply-adds, in the order of the forward; one that runs several times is one."
     found: dict[str, LayerCost] = {}
     for row, held in enumerate(table.summary.layers):
-        name = layer_label(table, row)
-        before = found.get(name, LayerCost(name, 0, 0, table.place_of(row)))
-        found[name] = replace(before, parameters=before.parameters + held.parameters, multiply_adds=before.multiply_adds + held.multiply_adds)
+        before = found.get(held.name, LayerCost(layer_label(table, row), 0, 0, table.place_of(row)))
+        found[held.name] = replace(before, parameters=before.parameters + held.parameters, multiply_adds=before.multiply_adds + held.multiply_adds)
     parameters, adds = max(1, table.summary.parameters), max(1, table.summary.multiply_adds)
     def share(cost: LayerCost) -> float: return max(cost.parameters / parameters, cost.multiply_adds / adds)
     kept = sorted((cost for cost in found.values() if share(cost) >= least), key=share, reverse=True)[:most]
@@ -637,18 +645,19 @@ def costs_figure(
 ) -> "go.Figure":
     "Each layer's share of all parameters, and of all multiply-adds."
     costs = costs_of(table, most)
-    title = f"The {most} costliest layers" if len(costs) == most else "Where the cost lies"
-    if table.problem: title += ", as far as the network fits"
-    drawn = figure(title, "share of the whole network (%)", height=96 + 22 * max(3, len(costs)))
-    names = [label(cost.name, 40) for cost in costs]
+    title, so_far = f"The {most} costliest layers" if len(costs) == most else "Where the cost lies", ", as far as it fits" * bool(table.problem)
+    drawn = figure(title + so_far, "share of the whole network (%)", height=96 + 22 * max(3, len(costs)))
+    names, lines = [label(cost.name, 40) for cost in costs], list(range(len(costs)))
     for what, whole, colour in (("parameters", table.summary.parameters, COLOURS[0]), ("multiply_adds", table.summary.multiply_adds, COLOURS[1])):
         counts = [getattr(cost, what) for cost in costs]
         drawn.add_bar(
-            x=[100 * count / max(1, whole) for count in counts], y=names, orientation="h", name=what.replace("_", "-"), marker_color=colour,
-            customdata=[f"{count:,}" for count in counts], hovertemplate="%{y}: %{customdata} (%{x:.1f} %)<extra>%{fullData.name}</extra>",
+            x=[100 * count / max(1, whole) for count in counts], y=lines, orientation="h", name=what.replace("_", "-"), marker_color=colour,
+            customdata=[f"{count:,}" for count in counts], hovertext=names,
+            hovertemplate="%{hovertext}: %{customdata} (%{x:.1f} %)<extra>%{fullData.name}</extra>",
         )
     drawn.update_layout(bargap=0.25, barmode="group", margin={"l": 110, "t": 40, "b": 44}, legend={"traceorder": "normal"})
-    return drawn.update_yaxes(autorange="reversed", type="category", tickfont={"size": 11}).update_xaxes(rangemode="tozero")
+    drawn.update_yaxes(autorange="reversed", tickvals=lines, ticktext=names, tickfont={"size": 11}, showgrid=False, zeroline=False)
+    return drawn.update_xaxes(rangemode="tozero")
 
 # %% ../nbs/34_designer.ipynb #f14cfda6
 WORDS: Mapping[str, str] = MappingProxyType({"spec": "spec (own blocks)", "backbone": "backbone (a trunk)"})
@@ -802,8 +811,9 @@ ACTS: Mapping[str, tuple[str, str, Callable[[Editing], None]]] = MappingProxyTyp
 })
 
 # %% ../nbs/34_designer.ipynb #74fd456c
-def choose_network(lens: "Lens", name: str) -> None:
+def choose_network(editing: Editing, name: str) -> None:
     "Ask for another network, with the settings of the present one that it takes; what was asked for in vain is forgotten."
+    lens, editing.place = editing.lens, ()
     try: made = with_network(lens.config, name)
     except UsageError: return lens.set("name", name)  # the store keeps it, with the sentence
     store, start = lens.store, f"{lens.path}."
@@ -825,6 +835,13 @@ def offered(item: Field, options: Sequence[str]) -> Field:
     held.name = item.name
     return held
 
+
+
+
+def offered_settings() -> dict[str, Field]:
+    "The declarations of a model's settings by name; backbone and weights with room for words to offer."
+    return {item.name: offered(item, ("auto",)) if item.name in ("backbone", "weights") else item for item in fields(ModelConfig)}
+
 # %% ../nbs/34_designer.ipynb #5470f60b
 def settings_panel(desk: "Desk", editing: Editing) -> Any:
     "Which network, and its settings: those that it takes; `.of` gives each by its name."
@@ -832,30 +849,30 @@ def settings_panel(desk: "Desk", editing: Editing) -> Any:
 
     from cnnbench.ui import LABEL, control, sentence
 
-    lens, hints = editing.lens, get_type_hints(ModelConfig)
-    items = {item.name: offered(item, ("auto",)) if item.name in ("backbone", "weights") else item for item in fields(ModelConfig)}
+    lens, hints, items = editing.lens, get_type_hints(ModelConfig), offered_settings()
     look: Any = {"style": {"description_width": f"{LABEL}px"}, "layout": widgets.Layout(width="auto")}
     network = widgets.Dropdown(description="Network", tooltip=items["name"].metadata["help"], **look)
     own = widgets.Text(description="By name", placeholder="module:attribute", continuous_update=False, tooltip="Your own, or any other", **look)
     held, line, showing = {name: control(lens, items[name], hints[name]) for name in TRIALS}, widgets.HTML(), threading.Event()
+    slide_in_twos(held["width"].widget)
 
     def show(_: Any = None) -> None:
         name = lens.value("name")
         names, taken = network_names(desk.setup.task, name) if desk.setup is not None else [name], taken_settings(name)
         with editing.lock:
             showing.set()
-            if [held for _, held in network.options] != names: network.options = [(WORDS.get(held, held), held) for held in names]
+            if [known for _, known in network.options] != names: network.options = [(WORDS.get(known, known), known) for known in names]
             network.value, own.value, line.value = name, name, sentence(lens.error("name") if editing.spec is None else "")
             line.layout.display = "" if line.value else "none"
             for setting, box in held.items(): box.layout.display = "" if setting in taken else "none"
             showing.clear()
 
-    def ask(change: Any) -> None: choose_network(lens, change.new) if change.new and not showing.is_set() else None
+    def ask(change: Any) -> None:
+        if change.new and not showing.is_set(): choose_network(editing, change.new)
     for widget in (network, own): widget.observe(ask, "value")
     lens.store.observe(show, ["config", "draft", "errors"])
     desk.observe(show, "setup")
     show()
-    slide_in_twos(held["width"].widget)
     fold = widgets.Accordion([widgets.VBox([own, held["weights"], held["freeze"]])], titles=("More settings",), selected_index=None)
     box = widgets.VBox([network, line, held["backbone"], held["width"], held["dropout"], fold])
     box.of = {"network": network, "own": own, **{name: made.widget for name, made in held.items()}}
@@ -1086,9 +1103,9 @@ def asked_code(editing: Editing, setup: Any) -> str:
     return model_code(config, setup, table is not None and not table.problem)
 
 
-def bar_place(table: LayerTable, name: str) -> Place:
-    "The block whose bar in the chart has this name; () for a layer of none."
-    return next((cost.place for cost in costs_of(table) if label(cost.name, 40) == name), ())
+def bar_place(table: LayerTable, bar: int) -> Place:
+    "The block whose bar in the chart has this number; () for a layer of none."
+    return costs_of(table)[bar].place
 
 
 def unsaid(
@@ -1126,7 +1143,7 @@ def costs_panel(desk: "Desk", editing: Editing) -> Any:
         except Exception as error: say(spoken_error(error))
 
     latest = Latest(draw)
-    def choose(point: Mapping[str, Any]) -> None: editing.place = bar_place(editing.table, point["y"])
+    def choose(point: Mapping[str, Any]) -> None: editing.place = bar_place(editing.table, point["point"])
     chart.on_click(choose)
     editing.observe(show, "place")
     desk.store.observe(lambda _: latest(), ["config", "draft"])

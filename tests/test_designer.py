@@ -408,16 +408,18 @@ def test_panel_offers_settings_that_a_network_takes(at):
     assert {"small", "resnet50"} <= set(at.of["backbone"].options)
     at.of["own"].value = "resnet19"
     assert at.model.name == "backbone" and "Did you mean" in at.table.problem and at.of["network"].value == "resnet19"
+    at.editing.place = (3,)
     at.of["network"].value = "lenet"
-    assert at.model == ModelConfig("lenet") and not at.desk.store.draft and len(at.lines()) == 13
+    assert at.model == ModelConfig("lenet") and at.editing.place == () and not at.desk.store.draft and len(at.lines()) == 13
     at.of["network"].value = "spec"
     assert at.model == ModelConfig("spec", spec=LENET)
 
 
-def test_showing_the_panel_changes_no_setting(at):
-    before = at.desk.store.config
-    slider = at.of["width"]
-    assert (slider.base**slider.min, slider.base**slider.max, slider.value) == (0.125, 8, 1)
+@pytest.mark.parametrize("width", [0.125, 1, 8])
+def test_showing_the_panel_changes_no_setting(width):
+    at = At(replace_all(Experiment(), {"model.width": width}))
+    before, slider = at.desk.store.config, at.of["width"]
+    assert (slider.base**slider.min, slider.base**slider.max, slider.value, before.model.width) == (0.125, 8, width, width)
     assert ((0 - slider.min) / slider.step).is_integer()  # 1 lies where the slider can stand
     at.choose(3)
     at.choose()
@@ -429,7 +431,7 @@ def test_panel_follows_batch_size_and_bars(at):
     at.desk.store.set("train.batch_size", 8)
     assert "training a batch of 8" in at.settle().of["totals"].value
     chart = at.of["chart"]
-    chart._handle_custom_msg({"kind": "click", "points": [{"curve": 0, "point": 0, "x": 1, "y": "5 Conv2d"}]}, [])
+    chart._handle_custom_msg({"kind": "click", "points": [{"curve": 0, "point": 1, "x": 1, "y": 1}]}, [])
     assert at.editing.place == (4,) and at.of["layers"].value.count("row chosen") == 1
 
 
