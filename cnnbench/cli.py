@@ -32,7 +32,7 @@ def take_option(flags: Sequence[str], name: str) -> tuple[str | None, list[str]]
         if value is not None: break
     return value, flags
 
-
+# %% ../nbs/91_cli.ipynb #60f0cb68
 def run(flags: Sequence[str]) -> int:
     "Train, evaluate, explain, export and report."
     from cnnbench.config import from_dict, parse_flags

@@ -85,7 +85,7 @@ class Ticket:
         try: return self.pid != 0 and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.Error: return False
 
-
+# %% ../nbs/53_control.ipynb #1313f475
 def read_ticket(path: Path) -> Ticket | None:
     "The ticket in a file; None where it is gone, or is none."
     try: return Ticket(path, path.stem, *(read_json(path)[name] for name in ("asked", "pid")))
@@ -115,7 +115,7 @@ def in_turn(ticket: Path | str | None, stop: Callable[[], bool]) -> Iterator[boo
     yield ticket is None or wait_turn(ticket, stop)
     if ticket is not None: Path(ticket).unlink(missing_ok=True)
 
-# %% ../nbs/53_control.ipynb #1313f475
+# %% ../nbs/53_control.ipynb #ed1a48c5
 def spawn(arguments: Sequence[str], log: Path) -> int:
     "Start `python -m cnnbench` with these arguments as a process that outlives this one; its number. What it prints goes to `log`."
     settings = {**os.environ, "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"), "PYTHONUNBUFFERED": "1"}
@@ -135,7 +135,7 @@ def take_ticket(root: Path, name: str, facts: Mapping[str, Any], arguments: Sequ
     write_json(path, {**facts, "asked": asked, "pid": spawn([*arguments, "--ticket", str(path)], path.with_suffix(".log"))})
     return Ticket(path, name, asked, read_json(path)["pid"])
 
-
+# %% ../nbs/53_control.ipynb #af76804a
 def start_run_process(experiment: Experiment, root: Path | str = "runs") -> Ticket:
     "Start a run of these settings as a process, from training to report; its ticket. Raises UsageError where its name is taken."
     root = Path(root).resolve()
@@ -218,7 +218,7 @@ class Standing:
         left = f", {format_seconds(self.left)} left" if self.left and self.steps else ""
         return f"epoch {min(self.epoch + 1, self.epochs)} of {self.epochs}, {self.speed:,.0f} images/s{left}"
 
-
+# %% ../nbs/53_control.ipynb #51e987eb
 def standing(records: Sequence[tuple[float, Any]], epochs: int, state: str) -> Standing:
     "How far the training is whose log holds these records."
     steps = [(seconds, record) for seconds, record in records if isinstance(record, StepEnd)]
@@ -253,8 +253,8 @@ def fork_run(
     past = read_log(folder)[: state["lines"]]
     edits = sum(isinstance(record, Edited) for _, record in past)
     asked = (folder / "edits.jsonl").read_text("utf-8").splitlines(keepends=True)[:edits] if edits else []
-    forked = {"run": folder.name, "step": int(state["step"]), "changes": {path: list(pair) for path, pair in difference(
-        experiment, replace_all(experiment, changes)).items()}}
+    changed = {path: list(pair) for path, pair in difference(experiment, replace_all(experiment, changes)).items()}
+    forked = {"run": folder.name, "step": int(state["step"]), "changes": changed}
     aside = new.with_name(f".{new.name}.making")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "checkpoints").mkdir(parents=True)

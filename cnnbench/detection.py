@@ -728,6 +728,7 @@ class Detection(OneImage):
     target = "boxes"
     main_metric = "map"
     judge = "cnnbench.boxes:judge_boxes"
+    review = "cnnbench.gallery:boxes_panel"
     predictions = Detections
     output_names: tuple[str, ...] = ("boxes", "scores", "labels", "owner")
     defaults: Mapping[str, Any] = DEFAULTS
@@ -737,6 +738,8 @@ class Detection(OneImage):
         self.config, self.classes, self.settings, self.rule = config, tuple(classes), config.detection, pick_loss(config, LOSSES)
 
     def criterion(self, raw: Raw, targets: Boxes) -> torch.Tensor: return self.rule(raw, targets, self.config.smoothing)
+
+    def networks(self) -> list[str]: return list(DETECTORS)
 
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         model = build_detector(config, shape, len(self.classes), mean, std, seed)

@@ -433,6 +433,7 @@ class Generation(Contest):
     main_metric, direction = "frechet_distance", "min"
     late, helper = True, "classification"
     judge = "cnnbench.samples:judge_samples"
+    review = "cnnbench.gallery:samples_panel"
     predictions: type = Samples
     output_names: tuple[str, ...] = ("images",)
     defaults: Mapping[str, Any] = DEFAULTS
@@ -454,6 +455,7 @@ class Generation(Contest):
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         return build_adversaries(config, shape, len(self.classes) if self.conditional else 0, mean, std, self.config.generation, seed)
 
+    def networks(self) -> list[str]: return list(MODELS)
     def deployed(self, model: nn.Module) -> nn.Module: return Sampler(model.generator, self.breadth)  # type: ignore[arg-type]
 
     def codes(self, count: int) -> tuple[torch.Tensor, ...]:

@@ -434,7 +434,7 @@ class Segmentation(OneImage):
     "One class a pixel."
 
     target, main_metric, judge, defaults = "masks", "mean_iou", "cnnbench.masks:judge_masks", DEFAULTS
-    predictions, output_names = MaskPredictions, ("masks", "confidence")
+    predictions, output_names, review = MaskPredictions, ("masks", "confidence"), "cnnbench.gallery:masks_panel"
 
     def __init__(self, config: TaskConfig, classes: Sequence[str], seed: int = 0):
         if not 2 <= len(classes) < IGNORE:
@@ -443,6 +443,8 @@ class Segmentation(OneImage):
 
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         return build_segmenter(config, shape, len(self.classes), mean, std, seed)
+
+    def networks(self) -> list[str]: return list(SEGMENTERS)
 
     def loss(self, model: nn.Module, batch: Batch, player: str, step: int) -> torch.Tensor:
         return level_losses(self, logit_levels(model, batch.images), batch.targets).sum()

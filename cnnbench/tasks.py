@@ -25,7 +25,7 @@ from torch import nn
 from .config import check, choice, flag, part, span, text
 from .core import UsageError, look_up, preserved, replacing
 from .data import Batch, Dataset
-from .models import ModelConfig, build_model
+from .models import MODELS, ModelConfig, build_model, torchvision_models
 from .plot import as_colour
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Task(Protocol):
     late: bool  # whether the loss itself carries out `Batch.variation`, and the loader leaves images as they are
     helper: str  # the task of a finished run whose model it needs, given by `use`; "" for none
     judge: str  # module:function (predictions, task, dataset, seed) → Evaluation
+    review: str  # module:function (desk, judged) → the panel that shows a judged run of this task
     predictions: type  # the dataclass of arrays that `predict` gives
     input_names: tuple[str, ...]  # of the deployed module
     output_names: tuple[str, ...]
 
+    def networks(self) -> list[str]: ...  # what `ModelConfig.name` may be, module:attribute apart; its own first
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module: ...  # the network, its weights from `seed`
     def part(self, model: nn.Module, player: str) -> nn.Module: ...  # the module that this player's optimizer moves
     def weight(self, batch: Batch, player: str) -> float: ...  # what the summed loss is divided by
@@ -353,6 +355,7 @@ class Classification(OneImage):
     target = "label"
     main_metric = "accuracy"
     judge = "cnnbench.evaluate:judge_classes"
+    review = "cnnbench.review:classes_panel"
     predictions = Predictions
     output_names = ("probabilities",)
 
@@ -368,6 +371,8 @@ class Classification(OneImage):
 
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
         return build_model(config, shape, self.outputs, mean, std, seed)
+
+    def networks(self) -> list[str]: return [*MODELS, *torchvision_models()]
 
     def loss(self, model: nn.Module, batch: Batch, player: str, step: int) -> torch.Tensor:
         return self.criterion(model(batch.images), batch.targets, self.config.smoothing)
@@ -426,6 +431,7 @@ class MultiLabel(Classification):
     target = "labels"
     main_metric = "map"
     judge = "cnnbench.evaluate:judge_labels"
+    review = "cnnbench.review:labels_panel"
     defaults: Mapping[str, Any] = MappingProxyType({"data.name": "shapes", "model.name": "resnet9"})
 
     def __init__(self, config: TaskConfig, classes: Sequence[str], seed: int = 0):

@@ -290,6 +290,7 @@ class Video(Classification):
     "One class a clip."
 
     target = "clips"
+    review = "cnnbench.review:clips_panel"
     defaults: Mapping[str, Any] = MappingProxyType({
         "data.name": "shapes", "data.shapes.count": 3000, "data.frames": 8, "model.name": "difference", "train.epochs": 12, "train.lr": 3e-3,
         **dict.fromkeys(("augment.rotate", "augment.scale", "augment.translate", "augment.shear", "augment.brightness", "augment.contrast"), 0.0),
@@ -317,6 +318,7 @@ class Video(Classification):
         clips = draw_parts(batch.images, batch.rows, self.parts, self.cut, self.seed, step)
         return self.criterion(model(clips), batch.targets, self.config.smoothing)
 
+    def networks(self) -> list[str]: return [*VIDEO_MODELS, *torchvision_clips()]
     def draw(self, image: np.ndarray, target: Any) -> np.ndarray: return film_strip(image)
 
     def questions(self, model: nn.Module, predictions: Predictions, dataset: Dataset, count: int) -> list[Question]:
