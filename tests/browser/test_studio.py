@@ -4,7 +4,7 @@ import json
 import time
 
 
-WAIT = 120_000  # ms; a busy machine is no fault of the studio
+WAIT = 90_000  # ms; a busy machine is no fault of the studio
 
 
 def open_studio(page, lab):
@@ -12,7 +12,7 @@ def open_studio(page, lab):
     page.goto(f"{lab}/lab/tree/nbs/workbench.ipynb?reset")
     page.wait_for_function("() => window.jupyterapp", timeout=WAIT)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=WAIT)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=WAIT)
+    page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT)
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(".lm-TabBar-tab:has-text('Training')", timeout=WAIT)
 
@@ -23,9 +23,15 @@ def open_tab(page, name): page.locator(f".lm-TabBar-tab:has-text('{name}')").fir
 def field(page, label): return page.locator(f".widget-inline-hbox:has(label:text-is('{label}')) input").first
 
 
+CURVE = """() => {
+  const box = [...document.querySelectorAll(".js-plotly-plot")].find((held) => held.offsetWidth && held.data[0]?.name?.startsWith("training"));
+  return box ? box.data[0].x.length : 0;
+}"""
+
+
 def points(page):
     "How many points the training curve on the page has."
-    return page.evaluate("() => { const box = document.querySelector('.js-plotly-plot'); return box && box.data[0] ? box.data[0].x.length : 0; }")
+    return page.evaluate(CURVE)
 
 
 def until(told, page, seconds=120):
