@@ -201,7 +201,7 @@ def sweep_desk(desk: "Desk", job: Any, low: float, high: float, steps: int) -> R
     if desk.setup is None or desk.problem: raise UsageError(desk.problem or "There are no data yet: choose some.")
     return find_rate(desk.setup, low, high, steps, job.tell)
 
-
+# %% ../nbs/54_rates.ipynb #acce5c7d
 def rates_panel(desk: "Desk") -> Any:
     "The panel of the rate finder: range left, curve right; what it finds can be set as the learning rate."
     import ipywidgets as widgets
