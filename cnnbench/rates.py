@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['RUNNING', 'FAR', 'SWEEPING', 'RateCurve', 'smooth_losses', 'suggest_rate', 'quiet', 'endless', 'has_exploded',
-           'sweep_losses', 'find_rate', 'rate_curve_figure', 'verdict', 'range_panel', 'rates_code', 'rates_panel']
+           'sweep_losses', 'find_rate', 'rate_curve_figure', 'verdict', 'range_panel', 'rates_code', 'sweep_desk',
+           'rates_panel']
 
 # %% ../nbs/54_rates.ipynb #a4ed8468
 import copy
+import html
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -193,36 +195,42 @@ def rates_code(desk: "Desk", of: dict[str, Any]) -> str:
     )
 
 # %% ../nbs/54_rates.ipynb #6af02e57
+def sweep_desk(desk: "Desk", job: Any, low: float, high: float, steps: int) -> RateCurve:
+    "A sweep of what the desk's settings stand for, as a job's work; it waits until the data are read."
+    while not desk.wait(0.2): job.tell(0.0, "reading the data")
+    if desk.setup is None or desk.problem: raise UsageError(desk.problem or "There are no data yet: choose some.")
+    return find_rate(desk.setup, low, high, steps, job.tell)
+
+# %% ../nbs/54_rates.ipynb #acce5c7d
 def rates_panel(desk: "Desk") -> Any:
     "The panel of the rate finder: range left, curve right; what it finds can be set as the learning rate."
     import ipywidgets as widgets
 
-    from cnnbench.ui import Chart, Lens, code_panel, controls, said, sentence, stage
+    from cnnbench.ui import Chart, code_panel, said, sentence, stage
 
-    ranges, rate, chart, words, found = range_panel(), controls(Lens(desk.store, "train"), ["lr"]), Chart(), widgets.HTML(), dict[str, RateCurve]()
+    ranges, rate, chart, words, found = range_panel(), widgets.HTML(), Chart(), widgets.HTML(), dict[str, RateCurve]()
     of, code = ranges.of, code_panel(lambda: rates_code(desk, ranges.of))
 
-    def work(job: Any, setup: Setup, low: float, high: float, steps: int) -> RateCurve:
-        curve = found["curve"] = find_rate(setup, low, high, steps, job.tell)
+    def work(job: Any, *asked: Any) -> RateCurve:
+        curve = found["curve"] = sweep_desk(desk, job, *asked)
         chart.show(rate_curve_figure(curve))
-        words.value, of["use"].disabled = f"<div style='line-height:1.4'>{verdict(curve)}</div>", curve.suggestion is None
+        words.value, of["use"].disabled = f"<div style='line-height:1.4'>{html.escape(verdict(curve))}</div>", curve.suggestion is None
         return curve
 
     def find(_: Any) -> None:
-        setup, asked = desk.setup, (float(f"{of['low'].value:.4g}"), float(f"{of['high'].value:.4g}"), of["steps"].value)
-        try:
-            if setup is None or desk.reading: raise UsageError(desk.problem or "The data are still being read: try again in a moment.")
-            words.value = SWEEPING
-            desk.job.start(lambda job: work(job, setup, *asked))
+        asked, words.value = (float(f"{of['low'].value:.4g}"), float(f"{of['high'].value:.4g}"), of["steps"].value), SWEEPING
+        try: desk.job.start(lambda job: work(job, *asked))
         except UsageError as error: words.value = sentence(said(error))
 
     def follow(_: Any = None) -> None:
-        of["find"].disabled = desk.job.state == "running"
+        of["find"].disabled, rate.value = desk.job.state == "running", f"Learning rate set now: <b>{desk.store.config.train.lr:g}</b>"
         if desk.job.state in ("failed", "cancelled") and words.value == SWEEPING: words.value = sentence(desk.job.message)
+        code.refresh()
     of["find"].on_click(find)
     of["use"].on_click(lambda _: desk.store.set("train.lr", found["curve"].suggestion))
     desk.job.observe(follow, "state")
-    desk.store.observe(lambda _: code.refresh(), "config")
-    box = stage([ranges, rate, code], [words, chart])
-    box.of, box.code = {**of, "lr": rate.of["lr"], "chart": chart, "words": words, "code": code.button}, lambda: rates_code(desk, of)
+    desk.store.observe(follow, "config")
+    follow()
+    box = stage([ranges, rate], [words, chart, code])
+    box.of, box.code = {**of, "rate": rate, "chart": chart, "words": words, "code": code.button}, lambda: rates_code(desk, of)
     return box

@@ -103,8 +103,8 @@ def test_a_sweep_stops_where_the_loss_explodes():
     config = TrainConfig(optimizer="sgd", lr=0.01, schedule="constant", warmup=0.0, weight_decay=0.0)
     rates = np.geomspace(0.01, 100, 60)
     losses = sweep_losses(start_run(config, model, Slope(), 1), repeat(batch), rates, lambda fraction, words: None)
-    lowest = int(np.argmin(losses))
-    assert len(losses) < 60 and rates[lowest] < 1.0 < rates[len(losses) - 1] and losses[-1] > 10 * losses[0]
+    lowest = int(np.argmin(losses))  # a loss is that before its step
+    assert len(losses) < 60 and rates[lowest - 1] < 1.0 < rates[len(losses) - 1] and losses[-1] > 10 * losses[0]
 
 
 def test_a_sweep_can_be_cancelled():
@@ -147,7 +147,7 @@ def test_the_panel_finds_shows_and_sets_a_rate():
     exec(code, scope)
     assert np.array_equal(scope["result"].losses, curve.losses) and scope["result"].suggestion == curve.suggestion
     panel.of["use"].click()
-    assert desk.store.config.train.lr == curve.suggestion == pytest.approx(panel.of["lr"].value)
+    assert desk.store.config.train.lr == curve.suggestion and f"{curve.suggestion:g}" in panel.of["rate"].value
 
 
 def test_the_panel_says_why_it_cannot():
@@ -161,4 +161,4 @@ def test_the_panel_says_why_it_cannot():
     panel = rates_panel(broken)
     assert broken.wait(60)
     panel.of["find"].click()
-    assert "no/such/folder" in panel.of["words"].value
+    assert broken.job.wait(60) == "failed" and "no/such/folder" in panel.of["words"].value
