@@ -635,7 +635,8 @@ def draw_maps(of: Mapping[str, Any], state: SimpleNamespace) -> None:
         state.drawn = key
     told = [held if isinstance(held, str) else held.words() for held in checks if held is not None]
     of["checks"].value = note("\n".join(["Rank correlation with the map of random weights:", *told]) if told else "")
-    of["words"].value = note(state.problem or maps_words(state, {place: name for name, place in state.targets}), state.problem not in ("", "Cancelled."))
+    told = state.problem or maps_words(state, {place: name for name, place in state.targets})
+    of["words"].value = note(told, state.problem not in ("", "Cancelled."))
     draw_thumbs(of, state)
 
 # %% ../nbs/77_insight.ipynb #992d7f76
