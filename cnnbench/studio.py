@@ -113,7 +113,7 @@ def file_buttons_panel(desk: Any, tell: Callable[[str], None]) -> Any:
         return pressed
     made = {}
     for name, (icon, tip, work) in works.items():
-        made[name] = widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="34px"))
+        made[name] = widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="42px"))
         made[name].on_click(act(work))
     box = widgets.HBox([made["undo"], made["redo"], path, made["save"], made["load"]])
     box.of = {**made, "path": path}

@@ -57,7 +57,7 @@ def test_a_run_is_started_watched_edited_and_stopped_and_the_page_finds_it_again
     page.locator("button:has-text('Start')").click()
     first = until(lambda: points(page), page)
     until(lambda: points(page) > first, page)
-    page.locator(".jp-Collapse-header:has-text('While it runs')").click()
+    page.get_by_text("While it runs").click()
     slider = page.locator(".widget-inline-hbox:has(label:text-is('Learning rate')) .noUi-handle").last
     until(lambda: slider.is_enabled() and slider.is_visible(), page)
     slider.focus()
