@@ -7,7 +7,7 @@ __all__ = ['HELD', 'ANSWERS', 'ASKED', 'activations', 'activations_picture', 'fi
            'checkpoints_of', 'model_at', 'evenly', 'Moment', 'inputs_of', 'answer_at', 'answer_history', 'drawn_answer',
            'asked_at', 'Kept', 'model_bytes', 'history_figure', 'history_picture', 'empty_history', 'time_panel',
            'open_history', 'network_of', 'moment_of', 'choose_image', 'moment_picture', 'show_moment', 'show_course',
-           'bring_up_history', 'history_code', 'connect_history_panel', 'history_panel']
+           'bring_up_history', 'history_code', 'show_nothing', 'connect_history_panel', 'history_panel']
 
 # %% ../nbs/78_history.ipynb #fa7a7de2
 import copy
@@ -395,6 +395,12 @@ def history_code(of: Mapping[str, Any], state: SimpleNamespace) -> str:
     ])
 
 # %% ../nbs/78_history.ipynb #c7394acc
+def show_nothing(of: Mapping[str, Any]) -> None:
+    "Empty the view of the history panel."
+    for name in ("chart", "strip", "answer", "filters", "maps"): of[name].show(None)
+    for name in ("at", "filters_title", "maps_title"): of[name].value = ""
+
+
 def connect_history_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, update: Callable[..., None]) -> None:
     "Let the widgets of the history panel act."
     def again(_: Any) -> None:
@@ -431,9 +437,7 @@ def history_panel(desk: "Desk") -> Any:
         except Exception as error:
             state.problem = said(error)
             of["words"].value = note(state.problem, True)
-        if state.setup is None:
-            for name in ("chart", "strip", "answer", "filters", "maps"): of[name].show(None)
-            for name in ("at", "filters_title", "maps_title"): of[name].value = ""
+        if state.setup is None: show_nothing(of)
         shown.refresh()
     latest = Latest(work)
     def update(_: Any = None) -> None:
@@ -442,10 +446,10 @@ def history_panel(desk: "Desk") -> Any:
     shown = code_panel(lambda: history_code(of, state))
     connect_history_panel(desk, of, state, update)
     left = [of[name] for name in ("run", "row", "epoch", "play", "at", "layer")] + [shown]
-    inside = widgets.VBox([of[name] for name in ("filters_title", "filters", "maps_title", "maps")])
-    inside.layout = widgets.Layout(flex="1 1 0", min_width="290px")
-    below = widgets.HBox([widgets.VBox([of["answer"]], layout=widgets.Layout(flex="none", max_width="100%", margin="0 8px 0 0")), inside])
-    below.layout.flex_flow = "row wrap"
+    names = ("filters_title", "filters", "maps_title", "maps")
+    inside = widgets.VBox([of[name] for name in names], layout=widgets.Layout(flex="1 1 0", min_width="290px"))
+    answer = widgets.VBox([of["answer"]], layout=widgets.Layout(flex="none", max_width="100%", margin="0 8px 0 0"))
+    below = widgets.HBox([answer, inside], layout=widgets.Layout(flex_flow="row wrap"))
     box = stage(left, [of["words"], of["chart"], of["strip"], below])
     box.of, box.code, box.wait, box.state = MappingProxyType(of), lambda: history_code(of, state), latest.wait, state
     update()
