@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # OpenMP threads that spin while they wait slow training to a hundredth when anything else runs on the machine.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: help setup run test lab docs check export readme bench clean
+.PHONY: help setup run test lab app docs check export readme bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ run: $(READY)  ## train, evaluate, explain, export and report, on digits; or TAS
 test: $(READY)  ## everything that must hold; what this machine lacks is skipped and named; or ARGS="-k layers"
 	$(BIN)/python -m pytest $(ARGS)
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+lab: $(READY)  ## JupyterLab on the workbench: run its two cells
+	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/workbench.ipynb $(ARGS)
+
+app: $(READY)  ## the workbench as a web page, without code, by Voila; or ARGS="--port 8867 --no-browser"
+	$(BIN)/python -m voila nbs/workbench.ipynb --strip_sources=True $(ARGS)
 
 docs: $(READY)  ## the site from the notebooks, in _docs: by Quarto where it is installed, else by smalldocs
 	$(BIN)/python .ci/pages.py docs

@@ -32,16 +32,18 @@ def take_option(flags: Sequence[str], name: str) -> tuple[str | None, list[str]]
         if value is not None: break
     return value, flags
 
-
+# %% ../nbs/91_cli.ipynb #60f0cb68
 def run(flags: Sequence[str]) -> int:
     "Train, evaluate, explain, export and report."
     from cnnbench.config import from_dict, parse_flags
+    from cnnbench.control import in_turn
     from cnnbench.core import read_json
     from cnnbench.experiment import Experiment, experiment_for, interrupts
     from cnnbench.pipeline import run_pipeline
 
     out, flags = take_option(flags, "--out")
     file, flags = take_option(flags, "--config")
+    ticket, flags = take_option(flags, "--ticket")  # of whoever started this process: it waits for its turn
     task, flags = take_option(["--task" if word == "--task.name" else word.replace("--task.name=", "--task=") for word in flags], "--task")
     held = read_json(file) if file else {}
     default = from_dict(Experiment, held.get("experiment", held)) if file else experiment_for(task or "classification")
@@ -50,7 +52,7 @@ def run(flags: Sequence[str]) -> int:
     about = "Train, evaluate, explain, export and report. --out FOLDER is the run folder (runs/NAME by default), --config FILE an experiment.json"
     about += " to start from, --task the kind of work, whose defaults hold; --data and --model are short for --data.name and --model.name."
     experiment = parse_flags(default, longer, prog="cnnbench run", description=about)
-    with interrupts() as stop: return ending(run_pipeline(experiment, out, stop=stop))
+    with interrupts() as stop, in_turn(ticket, stop) as came: return ending(run_pipeline(experiment, out, stop=stop)) if came else 130
 
 # %% ../nbs/91_cli.ipynb #a6655609
 def ending(folder: Path) -> int:
@@ -62,12 +64,18 @@ def ending(folder: Path) -> int:
     return 130
 
 
-def resume(run: Path, /) -> int:
+def resume(
+    run: Path,
+    /,
+    ticket: Path | None = None,  # of whoever started this process: it waits for its turn
+) -> int:
     "Go on with a run from wherever it was cut, to the report."
+    from cnnbench.control import in_turn
     from cnnbench.experiment import interrupts
     from cnnbench.pipeline import finish_run
 
-    with interrupts() as stop: finish_run(run, stop=stop)
+    with interrupts() as stop, in_turn(ticket, stop) as came:
+        if came: finish_run(run, stop=stop)
     return ending(run)
 
 # %% ../nbs/91_cli.ipynb #ec2346bc

@@ -728,6 +728,7 @@ class Detection(OneImage):
     target = "boxes"
     main_metric = "map"
     judge = "cnnbench.boxes:judge_boxes"
+    review = "cnnbench.gallery:boxes_panel"
     predictions = Detections
     output_names: tuple[str, ...] = ("boxes", "scores", "labels", "owner")
     defaults: Mapping[str, Any] = DEFAULTS

@@ -492,10 +492,13 @@ class Inbox:
 
 # %% ../nbs/51_experiment.ipynb #5c6357e2
 @contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
+def locked(
+    folder: Path | str,
+    wait: float = 1.0,  # seconds; whoever only asks whether a run trains holds the lock for an instant
+) -> Iterator[None]:
     "Hold a run's lock. Raises UsageError while another process does; the system lets go of it when that process dies."
     try:
-        with FileLock(str(Path(folder) / "lock"), timeout=0): yield
+        with FileLock(str(Path(folder) / "lock"), timeout=wait): yield
     except Timeout: raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it first.") from None
 
 
@@ -503,7 +506,7 @@ def is_locked(folder: Path | str) -> bool:
     "Whether some process is training this run now."
     if not (Path(folder) / "lock").exists(): return False
     try:
-        with locked(folder): return False
+        with locked(folder, wait=0): return False
     except UsageError: return True
 
 
@@ -628,8 +631,10 @@ def replay_run(
     out: Path | str | None = None,  # NAME-replay beside it where None
     watch: Callable[[Any], None] = lambda record: None,  # is shown every record
 ) -> Replay:
-    "Train a run again from its settings and logged edits, as far as it went, and compare."
+    "Train a run again from its settings and logged edits, as far as it went, and compare. Raises UsageError for a fork."
     folder = Path(folder)
+    if (fork := read_run(folder).get("forked")) is not None:
+        raise UsageError(f"{folder} goes on from a checkpoint of {fork['run']}: its own settings do not lead there. Replay {fork['run']}.")
     out = Path(out) if out is not None else folder.with_name(f"{folder.name}-replay")
     setup, records = open_setup(folder), [record for _, record in read_log(folder)]
     steps = max((r.step for r in records if isinstance(r, StepEnd)), default=0)

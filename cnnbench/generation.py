@@ -433,6 +433,7 @@ class Generation(Contest):
     main_metric, direction = "frechet_distance", "min"
     late, helper = True, "classification"
     judge = "cnnbench.samples:judge_samples"
+    review = "cnnbench.gallery:samples_panel"
     predictions: type = Samples
     output_names: tuple[str, ...] = ("images",)
     defaults: Mapping[str, Any] = DEFAULTS

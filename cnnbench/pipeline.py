@@ -6,14 +6,14 @@
 __all__ = ['Say', 'METHODS', 'CHECK_IMAGES', 'STYLE', 'STAGES', 'train_stage', 'judged_split', 'evaluate_stage', 'judge',
            'judged_predictions', 'images_of', 'explain_question', 'stack_pictures', 'explain_stage', 'artefact_info',
            'export_stage', 'summary_of', 'escape', 'html_table', 'tiles', 'add_line', 'training_figure', 'rate_figure',
-           'config_parts', 'code_for', 'data_section', 'flags_for', 'settings_section', 'section_html',
-           'results_section', 'figure_words', 'network_section', 'report_html', 'report_stage', 'finish_run',
-           'describe_setup', 'with_helper', 'run_pipeline', 'figure_cell', 'figures_table']
+           'data_section', 'flags_for', 'settings_section', 'section_html', 'results_section', 'figure_words',
+           'network_section', 'report_html', 'report_stage', 'finish_run', 'describe_setup', 'with_helper',
+           'run_pipeline', 'figure_cell', 'figures_table']
 
 # %% ../nbs/87_pipeline.ipynb #158bdd92
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from .artefact import ArtefactInfo, Preprocessing, load_artefact, save_artefact
-from .config import to_code, to_flags
+from .config import to_flags
+from .control import code_for
 from .core import UsageError, did_you_mean, format_seconds, load_attribute, look_up, read_json, replacing, text_table, write_json, write_text
 from .data import Dataset
 from .experiment import EpochEnd, Estimate, Experiment, Progress, RunEnd, Setup, create_run, experiment_for, is_done, load_experiment
@@ -236,22 +237,6 @@ def rate_figure(records: Sequence[Any]) -> "go.Figure":
     drawn = figure("", "step", "learning rate", height=240)
     drawn.add_scatter(x=[step.step for step in shown], y=[step.lr for step in shown], name="learning rate", mode="lines")
     return drawn
-
-# %% ../nbs/87_pipeline.ipynb #e148be24
-def config_parts(config: Any) -> Iterator[Any]:
-    "A config, and those nested in it."
-    yield config
-    for value in vars(config).values():
-        if is_dataclass(value): yield from config_parts(value)
-
-
-def code_for(experiment: Experiment) -> str:
-    "A script that makes this run."
-    code = to_code(experiment)
-    sources = {type(part).__name__: type(part).__module__ for part in config_parts(experiment)}
-    imports = [f"from {module} import {name}" for name, module in sources.items() if f"{name}(" in code and name != "Experiment"]
-    imports += ["from cnnbench.experiment import Experiment", "from cnnbench.pipeline import run_pipeline"]
-    return "\n".join([*sorted(imports), "", f"experiment = {code}", "run_pipeline(experiment)"])
 
 # %% ../nbs/87_pipeline.ipynb #3cc82e95
 def data_section(setup: Setup) -> str:

@@ -434,7 +434,7 @@ class Segmentation(OneImage):
     "One class a pixel."
 
     target, main_metric, judge, defaults = "masks", "mean_iou", "cnnbench.masks:judge_masks", DEFAULTS
-    predictions, output_names = MaskPredictions, ("masks", "confidence")
+    predictions, output_names, review = MaskPredictions, ("masks", "confidence"), "cnnbench.gallery:masks_panel"
 
     def __init__(self, config: TaskConfig, classes: Sequence[str], seed: int = 0):
         if not 2 <= len(classes) < IGNORE:

@@ -44,6 +44,7 @@ class Task(Protocol):
     late: bool  # whether the loss itself carries out `Batch.variation`, and the loader leaves images as they are
     helper: str  # the task of a finished run whose model it needs, given by `use`; "" for none
     judge: str  # module:function (predictions, task, dataset, seed) → Evaluation
+    review: str  # module:function (desk, judged) → the panel that shows a judged run of this task
     predictions: type  # the dataclass of arrays that `predict` gives
     input_names: tuple[str, ...]  # of the deployed module
     output_names: tuple[str, ...]
@@ -354,6 +355,7 @@ class Classification(OneImage):
     target = "label"
     main_metric = "accuracy"
     judge = "cnnbench.evaluate:judge_classes"
+    review = "cnnbench.review:classes_panel"
     predictions = Predictions
     output_names = ("probabilities",)
 
@@ -429,6 +431,7 @@ class MultiLabel(Classification):
     target = "labels"
     main_metric = "map"
     judge = "cnnbench.evaluate:judge_labels"
+    review = "cnnbench.review:labels_panel"
     defaults: Mapping[str, Any] = MappingProxyType({"data.name": "shapes", "model.name": "resnet9"})
 
     def __init__(self, config: TaskConfig, classes: Sequence[str], seed: int = 0):

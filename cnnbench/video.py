@@ -290,6 +290,7 @@ class Video(Classification):
     "One class a clip."
 
     target = "clips"
+    review = "cnnbench.review:clips_panel"
     defaults: Mapping[str, Any] = MappingProxyType({
         "data.name": "shapes", "data.shapes.count": 3000, "data.frames": 8, "model.name": "difference", "train.epochs": 12, "train.lr": 3e-3,
         **dict.fromkeys(("augment.rotate", "augment.scale", "augment.translate", "augment.shear", "augment.brightness", "augment.contrast"), 0.0),

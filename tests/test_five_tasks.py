@@ -25,7 +25,8 @@ from cnnbench.experiment import (
 )
 from cnnbench.export import form_of, open_session
 from cnnbench.frames import write_clip
-from cnnbench.pipeline import code_for, flags_for, run_pipeline
+from cnnbench.control import code_for
+from cnnbench.pipeline import flags_for, run_pipeline
 from cnnbench.targets import Boxes, Masks
 from cnnbench.tasks import TASKS
 from cnnbench.train import TrainConfig, optimizer_step, start_run
@@ -71,7 +72,7 @@ def test_settings_come_back(task):
     experiment = experiment_for(task)
     assert experiment.task.name == task and from_json(Experiment, to_json(experiment)) == experiment
     names: dict = {}
-    exec(code_for(experiment).rpartition("run_pipeline(")[0], names)
+    exec(code_for(experiment).rpartition("result = ")[0], names)
     assert names["experiment"] == experiment and to_code(names["experiment"]) == to_code(experiment)
     assert flags_for(experiment).strip() == ("" if task == "classification" else f"--task {task}")  # the task's own defaults need no flag
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = {"nbs", "cnnbench", "tests", "settings.ini", "_quarto.yml", "README.md", "Makefile", "setup.py", "pyproject.toml", "LICENSE", "CHANGELOG.md"}
-TARGETS = ["setup", "run", "test", "lab", "docs", "check", "export", "readme", "bench", "clean"]
+TARGETS = ["setup", "run", "test", "lab", "app", "docs", "check", "export", "readme", "bench", "clean"]
 
 
 def load_pages():
