@@ -11,7 +11,6 @@ __all__ = ['HELD', 'ANSWERS', 'ASKED', 'activations', 'activations_picture', 'fi
 
 # %% ../nbs/78_history.ipynb #fa7a7de2
 import copy
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +27,8 @@ from torch import nn
 from .core import UsageError, preserved
 from .experiment import Setup, checkpoint_files, load_checkpoint, read_log
 from .explain import explain, to_pixels
-from .insight import WIDTH, calm, device_of, fill_list, looked_at, map_layers, note, one_map, open_near, questions_of, run_panel, true_class
-from .insight import watched
+from .insight import WIDTH, calm, cell_at, device_of, doubt_of, fill_list, looked_at, map_layers, note, one_map, open_near, questions_of
+from .insight import run_panel, true_class, watched
 from .plot import COLOURS, as_colour, heat_colours, image_grid, label
 from .tasks import Answer, Place, Question
 from .train import EpochEnd
@@ -60,12 +59,13 @@ def activations(
 def activations_picture(
     maps: np.ndarray,  # (channel, height, width)
     most: int = 16,  # channels shown
+    columns: int = 8,
     cell: int = 64,  # px
 ) -> Image.Image:
     "The first channels as one picture, all on one scale: dark for the lowest, yellow for the highest value."
     shown = maps[:most]
     low, high = float(shown.min()), float(shown.max())
-    return image_grid(list(heat_colours((shown - low) / ((high - low) or 1.0))), columns=8, cell=cell)
+    return image_grid(list(heat_colours((shown - low) / ((high - low) or 1.0))), columns=columns, cell=cell)
 
 # %% ../nbs/78_history.ipynb #e6e96fec
 def first_filters(model: nn.Module) -> tuple[str, np.ndarray]:
@@ -80,6 +80,7 @@ def first_filters(model: nn.Module) -> tuple[str, np.ndarray]:
 def filters_picture(
     model: nn.Module,
     most: int = 64,  # filters shown
+    columns: int = 12,
     cell: int = 40,  # px
 ) -> Image.Image:
     "The filters of the first convolution, each on its own scale about grey; in colour where it sees three channels, else the mean over them."
@@ -88,7 +89,7 @@ def filters_picture(
     largest = np.abs(weights).max((1, 2, 3), keepdims=True)
     shares = np.divide(weights, largest, out=np.zeros_like(weights), where=largest > 0)
     pixels = np.round(127.5 + 127.5 * shares).astype(np.uint8)[:most]  # (filter, 1 or 3, height, width)
-    return image_grid(list(np.moveaxis(pixels, 1, -1)), columns=12, cell=cell)
+    return image_grid(list(np.moveaxis(pixels, 1, -1)), columns=columns, cell=cell)
 
 # %% ../nbs/78_history.ipynb #b391dc30
 class Checkpoint(NamedTuple):
@@ -321,9 +322,9 @@ def moment_picture(state: SimpleNamespace, checkpoint: Checkpoint) -> Image.Imag
         asked = asked_at(state.question, state.model, network_of(state, checkpoint.path))
         found = explain(asked.model, asked.images, asked.answers)
         shown.append(one_map(to_pixels(asked.images)[0], found.maps[0], "overlay", 0.85))
-        words.append(f"saliency of\n{asked.captions[0].split(chr(10))[-1]}")
+        words.append(f"saliency of\n{doubt_of(asked)}")
     clip = len(setup.dataset.shape) == 4
-    return image_grid(shown, words, columns=1 if clip else 2, cell=WIDTH if clip else 200, size=11)
+    return image_grid(shown, words, columns=1 if clip else 2, cell=WIDTH if clip else 176, size=11)
 
 # %% ../nbs/78_history.ipynb #ff7e6ea9
 def show_moment(of: Mapping[str, Any], state: SimpleNamespace, checkpoint: Checkpoint) -> None:
@@ -334,13 +335,13 @@ def show_moment(of: Mapping[str, Any], state: SimpleNamespace, checkpoint: Check
     of["answer"].show(kept("answer", lambda: moment_picture(state, checkpoint), row), "The answer at this checkpoint")
     network = network_of(state, path)
     try:
-        of["filters"].show(kept("filters", lambda: filters_picture(network, 48, 36)), "The first filters at this checkpoint")
+        of["filters"].show(kept("filters", lambda: filters_picture(network, 40, 8, 30)), "The first filters at this checkpoint")
         of["filters_title"].value = note(f"Filters of {first_filters(network)[0]}, each on its own scale")
     except UsageError as error: of["filters_title"].value = note(str(error))
     if layer:
         def maps() -> Image.Image:
             found = activations(state.setup.task.deployed(network), layer, *inputs_of(state.setup, row))[0]
-            return activations_picture(found, cell=64 if found.shape[2] < 2 * found.shape[1] else 150)
+            return activations_picture(found, *((4, 68) if found.shape[2] < 2 * found.shape[1] else (2, 300)))
         of["maps"].show(kept("maps", maps, row, layer), f"The maps of {layer} at this checkpoint")
     of["maps_title"].value = note(f"Maps of {layer}, the first 16 channels on one scale" if layer else "No layer has maps larger than one pixel.")
 
@@ -406,9 +407,8 @@ def connect_history_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleName
 
     def clicked(x: float, y: float) -> None:
         chosen = evenly(state.checkpoints, ASKED[False])
-        columns = min(6, len(chosen))
-        place = int(y * math.ceil(len(chosen) / columns)) * columns + int(x * columns)
-        if place < len(chosen): of["epoch"].value = state.checkpoints.index(chosen[place])
+        place = cell_at(x, y, len(chosen))
+        if place is not None: of["epoch"].value = state.checkpoints.index(chosen[place])
     of["run"].again.on_click(again)
     of["chart"].on_click(nearest)
     of["strip"].on_place(clicked)
@@ -442,8 +442,11 @@ def history_panel(desk: "Desk") -> Any:
     shown = code_panel(lambda: history_code(of, state))
     connect_history_panel(desk, of, state, update)
     left = [of[name] for name in ("run", "row", "epoch", "play", "at", "layer")] + [shown]
-    below = widgets.VBox([of[name] for name in ("filters_title", "filters", "maps_title", "maps")], layout=widgets.Layout(min_width="0"))
-    box = stage(left, [of["words"], of["chart"], of["strip"], of["answer"], below])
+    inside = widgets.VBox([of[name] for name in ("filters_title", "filters", "maps_title", "maps")])
+    inside.layout = widgets.Layout(flex="1 1 0", min_width="290px")
+    below = widgets.HBox([widgets.VBox([of["answer"]], layout=widgets.Layout(flex="none", max_width="100%", margin="0 8px 0 0")), inside])
+    below.layout.flex_flow = "row wrap"
+    box = stage(left, [of["words"], of["chart"], of["strip"], below])
     box.of, box.code, box.wait, box.state = MappingProxyType(of), lambda: history_code(of, state), latest.wait, state
     update()
     return box

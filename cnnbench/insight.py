@@ -8,9 +8,10 @@ __all__ = ['MOST', 'PASSES', 'WAIT', 'VIEWS', 'WIDTH', 'LIVE', 'LABELS', 'CONCER
            'map_layers', 'windows_in', 'Pace', 'Cost', 'measure_pace', 'predicted_cost', 'short_batches',
            'explain_told', 'SanityCheck', 'rank_correlation', 'sanity_maps', 'one_map', 'explanation_picture', 'note',
            'run_choices', 'run_panel', 'Wanted', 'config_for', 'asking_panel', 'method_panel', 'showing_panel',
-           'fill_list', 'empty_state', 'renew', 'choose_run', 'choose_questions', 'choose_question', 'chosen_methods',
-           'tell_costs', 'cost_of', 'left_to_do', 'make_maps', 'maps_words', 'draw_thumbs', 'draw_maps',
-           'explanation_code', 'start_job', 'connect_panel', 'bring_up', 'explanation_panel']
+           'fill_list', 'doubt_of', 'cell_at', 'empty_state', 'renew', 'choose_run', 'choose_questions',
+           'choose_question', 'chosen_methods', 'tell_costs', 'cost_of', 'left_to_do', 'make_maps', 'maps_words',
+           'draw_thumbs', 'draw_maps', 'explanation_code', 'start_job', 'connect_panel', 'bring_up',
+           'explanation_panel']
 
 # %% ../nbs/77_insight.ipynb #5e453821
 import math
@@ -222,7 +223,7 @@ def measure_pace(model: nn.Module, images: torch.Tensor, several: int = 8) -> Pa
 
     def line(back: bool) -> tuple[float, float]:
         one = seconds(1, back)
-        if one > 0.1: return 0.0, one
+        if one > 0.3: return 0.0, one
         each = max((seconds(several, back) - one) / (several - 1), one / 100)
         return max(one - each, 0.0), each
 
@@ -259,7 +260,9 @@ def explain_told(
     config: ExplainConfig,
     tell: Callable[[float], None],  # is given the share that is done, before each batch
 ) -> Attribution:
-    "As `explain`, but it says how far it is; what `tell` raises ends it. The model itself is as before, whatever happens."
+    """As `explain`, but it says how far it is; what `tell` raises ends it. The model itself is as before, whatever happens.
+
+    Raises UsageError also where the score does not depend on Grad-CAM's layer."""
     needed = sum(PASSES[method](images, config)) if method in PASSES else 0
     twin, done = explanation_copy(model), 0
 
@@ -269,7 +272,10 @@ def explain_told(
         done += len(given[0])
 
     twin.register_forward_pre_hook(hook)
-    return explain(twin, images, targets, method, config)
+    try: return explain(twin, images, targets, method, config)
+    except RuntimeError as error:
+        if "not have been used" not in str(error): raise
+        raise UsageError(f"The score does not depend on the layer {config.layer or 'looked at'}: choose another one.") from error
 
 # %% ../nbs/77_insight.ipynb #6f36fcbd
 @dataclass(frozen=True, eq=False)
@@ -283,10 +289,10 @@ class SanityCheck:
     def words(self) -> str:
         "What the first image's correlation means."
         value, name = float(self.correlation[0]), self.learned.method.rpartition(":")[2].replace("_", " ")
-        start = f"{name[:1].upper()}{name[1:]}: the map of random weights has rank correlation {value:.2f} with this one; "
-        if value > 0.7: return start + "it hardly changes, so it shows the image itself rather than what was learned."
-        if value > 0.4: return start + "it changes in part, so some of it comes from the image and the architecture alone."
-        return start + "it changes, so it rests on what was learned."
+        start = f"{name[:1].upper()}{name[1:]} ({value:.2f}): "
+        if value > 0.7: return start + "the map stays much the same with random weights: it shows the image, not what was learned."
+        if value > 0.4: return start + "part of the map stays with random weights: that part shows the image, not what was learned."
+        return start + "the map is another with random weights: it rests on what was learned."
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -367,8 +373,8 @@ def run_panel(desk: "Desk") -> Any:
 
     import ipywidgets as widgets
 
-    runs = widgets.Dropdown(description="Run", style={"description_width": "80px"}, layout=widgets.Layout(flex="1 1 auto", width="auto"))
-    again = widgets.Button(icon="refresh", tooltip="Look for runs and checkpoints again", layout=widgets.Layout(width="36px"))
+    runs = widgets.Dropdown(description="Run", style={"description_width": "80px"}, layout=widgets.Layout(flex="1 1 0", width="0"))
+    again = widgets.Button(icon="refresh", tooltip="Look for runs and checkpoints again", layout=widgets.Layout(width="36px", flex="none"))
     filling = threading.Event()
 
     def fill(_: Any = None) -> None:
@@ -433,8 +439,8 @@ def method_panel(store: Any) -> dict[str, Any]:
 
     from cnnbench.ui import Lens, controls
 
-    tall = widgets.Layout(width="auto", margin="0 0 0 -2px")
-    methods = {name: widgets.Checkbox(value=name == "saliency", indent=False, description=name, layout=tall) for name in EXPLAINERS}
+    low = widgets.Layout(width="auto", margin="0 0 0 4px")
+    methods = {name: widgets.Checkbox(value=name == "saliency", indent=False, description=name, layout=low) for name in EXPLAINERS}
     own = widgets.Text(placeholder="module:attribute", description="Own method", style={"description_width": "128px"}, continuous_update=False,
                        layout=widgets.Layout(width="auto"))
     settings = controls(Lens(store), ("steps", "window", "stride"))
@@ -463,6 +469,18 @@ def fill_list(widget: Any, options: Sequence[tuple[str, Any]], value: Any = None
     widget.options = options
     values = [held for _, held in options]
     if values: widget.value = value if value in values else values[0]
+
+
+def doubt_of(question: Question) -> str:
+    "What a question's caption says of the answer, without the file and what follows."
+    return question.captions[0].split("\n")[:2][-1]
+
+
+def cell_at(x: float, y: float, count: int, columns: int = 6) -> int | None:
+    "Which of `count` pictures in a grid lies at a place, given in shares of width and height; None where there is none."
+    across = min(columns, count)
+    place = int(y * math.ceil(count / across)) * across + int(x * across) if count else 0
+    return place if place < count else None
 
 
 def empty_state() -> SimpleNamespace:
@@ -533,7 +551,8 @@ def tell_costs(of: Mapping[str, Any], state: SimpleNamespace, config: ExplainCon
     question, short = state.questions[state.place], short_batches(replace(config, layer=of["layer"].value or ""), state.pace)
     for name, box in of["methods"].items():
         cost = predicted_cost(name, question.model, question.images, config_for(name, short), state.pace)
-        box.description = f"{'Grad-CAM' if name == 'grad_cam' else name.replace('_', ' ').capitalize()}: {cost.words()}, {cost.passes} passes"
+        box.description = f"{'Grad-CAM' if name == 'grad_cam' else name.replace('_', ' ').capitalize()}: {cost.words()}"
+        box.tooltip = f"{cost.passes} images go through the network, those that go back counted twice"
     target = of["target"].value
     state.wanted = [Wanted(state.place, target, name, config_for(name, short)) for name in chosen_methods(of)] if target is not None else []
 
@@ -592,7 +611,7 @@ def draw_thumbs(of: Mapping[str, Any], state: SimpleNamespace) -> None:
     if not several: return of["thumbs"].show(None)
     shown = [question.pictures[0] if question.pictures else one_map(to_pixels(question.images)[0], np.zeros(0), "image", 0)
              if question.images.ndim == 4 else to_pixels(question.images)[0, 0] for question in state.questions]
-    words = [question.captions[0].split("\n")[-1] for question in state.questions]
+    words = [doubt_of(question) for question in state.questions]
     colours = [COLOURS[1] if place == state.place else None for place in range(len(shown))]
     of["thumbs"].show(image_grid(shown, words, columns=6, cell=92, colours=colours, size=10), "What can be asked")
 
@@ -614,8 +633,9 @@ def draw_maps(of: Mapping[str, Any], state: SimpleNamespace) -> None:
         picture = explanation_picture(question, [held for _, held in shown], usable if any(usable) else (), of["view"].value, of["opacity"].value)
         of["picture"].show(picture, f"{question.captions[0]}, explained by {', '.join(each.method for each, _ in shown) or 'nothing yet'}")
         state.drawn = key
-    of["checks"].value = note("\n".join(held if isinstance(held, str) else held.words() for held in checks if held is not None))
-    of["words"].value = note(state.problem or maps_words(state, {place: name for name, place in state.targets}), bool(state.problem))
+    told = [held if isinstance(held, str) else held.words() for held in checks if held is not None]
+    of["checks"].value = note("\n".join(["Rank correlation with the map of random weights:", *told]) if told else "")
+    of["words"].value = note(state.problem or maps_words(state, {place: name for name, place in state.targets}), state.problem not in ("", "Cancelled."))
     draw_thumbs(of, state)
 
 # %% ../nbs/77_insight.ipynb #992d7f76
@@ -649,7 +669,7 @@ def start_job(desk: "Desk", state: SimpleNamespace, checks: bool, draw: Callable
     state.mine = True
     draw()
 
-
+# %% ../nbs/77_insight.ipynb #6217d749
 def connect_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, update: Callable[..., None]) -> None:
     "Let the widgets of the explanation panel act."
     from cnnbench.ui import said
@@ -665,15 +685,13 @@ def connect_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, u
         if change.new == "running" or not state.mine: return
         state.mine, state.problem = False, "" if change.new == "done" else desk.job.message
         update()
-
     def again(_: Any) -> None:
         renew(state, folder=Path(), mine=state.mine)  # no run: the chosen one is opened anew
         update()
 
     def clicked(x: float, y: float) -> None:
-        columns = min(6, len(state.questions))
-        place = int(y * math.ceil(len(state.questions) / columns)) * columns + int(x * columns)
-        if place < len(state.questions): of["image"].value = place
+        place = cell_at(x, y, len(state.questions))
+        if place is not None: of["image"].value = place
     of["start"].on_click(lambda _: start(False))
     of["check"].on_click(lambda _: start(True))
     of["run"].again.on_click(again)
