@@ -13,10 +13,9 @@ __all__ = ['Place', 'ASIDE', 'CHOICES', 'MENU', 'SPECS', 'FEW', 'LAYERS_CSS', 'W
            'layer_groups', 'size', 'field_words', 'cells_html', 'layer_cells', 'layers_html', 'short', 'totals_html',
            'LayerCost', 'costs_of', 'costs_figure', 'with_network', 'taken_settings', 'network_names', 'backbone_names',
            'classes_in', 'model_code', 'spec_code', 'Editing', 'output_at', 'add_block', 'move_chosen', 'copy_chosen',
-           'remove_chosen', 'choose_network', 'slide_in_twos', 'offered', 'offered_settings', 'settings_panel',
-           'entry_panel', 'entries_panel', 'row_panel', 'list_panel', 'tools_panel', 'blocks_panel', 'builds_blocks',
-           'what_is_asked', 'asked_table', 'asked_code', 'bar_place', 'unsaid', 'costs_panel', 'notice', 'runs_in',
-           'model_panel']
+           'remove_chosen', 'choose_network', 'offered', 'offered_settings', 'settings_panel', 'entry_panel',
+           'entries_panel', 'row_panel', 'list_panel', 'tools_panel', 'blocks_panel', 'builds_blocks', 'what_is_asked',
+           'asked_table', 'asked_code', 'bar_place', 'unsaid', 'costs_panel', 'notice', 'runs_in', 'model_panel']
 
 # %% ../nbs/34_designer.ipynb #6b5ef006
 import html
@@ -29,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from itertools import groupby
-from math import log2, prod
+from math import log10, prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -822,13 +821,6 @@ def choose_network(editing: Editing, name: str) -> None:
     store.set(lens.path, made)
 
 
-def slide_in_twos(slider: Any) -> None:
-    "Let a logarithmic slider move in sixteenths of a doubling, so that 1 lies on its way: a slider gives back the nearest value that does."
-    low, high = (slider.base**end for end in (slider.min, slider.max))
-    slider.base, slider.step = 2, 1 / 16
-    slider.min, slider.max = float(round(log2(low))), float(round(log2(high)))
-
-
 def offered(item: Field, options: Sequence[str]) -> Field:
     "The declaration of a setting that takes any text, with words to offer."
     held: Any = field(default=item.default, metadata={**item.metadata, "options": tuple(options), "open": True})
@@ -847,28 +839,26 @@ def settings_panel(desk: "Desk", editing: Editing) -> Any:
     "Which network, and its settings: those that it takes; `.of` gives each by its name."
     import ipywidgets as widgets
 
-    from cnnbench.ui import LABEL, control, sentence
+    from cnnbench.ui import LABEL, Showing, control, sentence
 
     lens, hints, items = editing.lens, get_type_hints(ModelConfig), offered_settings()
     look: Any = {"style": {"description_width": f"{LABEL}px"}, "layout": widgets.Layout(width="auto")}
     network = widgets.Dropdown(description="Network", tooltip=items["name"].metadata["help"], **look)
     own = widgets.Text(description="By name", placeholder="module:attribute", continuous_update=False, tooltip="Your own, or any other", **look)
-    held, line, showing = {name: control(lens, items[name], hints[name]) for name in TRIALS}, widgets.HTML(), threading.Event()
-    slide_in_twos(held["width"].widget)
+    held, line, showing = {name: control(lens, items[name], hints[name]) for name in TRIALS}, widgets.HTML(), Showing()
+    held["width"].widget.step = log10(2) / 16  # sixteenths of a doubling: 1 lies on its way
 
     def show(_: Any = None) -> None:
         name = lens.value("name")
         names, taken = network_names(desk.setup.task, name) if desk.setup is not None else [name], taken_settings(name)
-        with editing.lock:
-            showing.set()
+        with editing.lock, showing:
             if [known for _, known in network.options] != names: network.options = [(WORDS.get(known, known), known) for known in names]
             network.value, own.value, line.value = name, name, sentence(lens.error("name") if editing.spec is None else "")
             line.layout.display = "" if line.value else "none"
             for setting, box in held.items(): box.layout.display = "" if setting in taken else "none"
-            showing.clear()
 
     def ask(change: Any) -> None:
-        if change.new and not showing.is_set(): choose_network(editing, change.new)
+        if change.new and not showing.active: choose_network(editing, change.new)
     for widget in (network, own): widget.observe(ask, "value")
     lens.store.observe(show, ["config", "draft", "errors"])
     desk.observe(show, "setup")
@@ -883,7 +873,9 @@ def entry_panel(parameter: Parameter, ask: Callable[[str, Any], None]) -> Any:
     "A small widget for a parameter of a block; `ask` gets its name and what is wanted; `.show` takes the parameter as it is now."
     import ipywidgets as widgets
 
-    value, showing = parameter.shown(), threading.Event()
+    from cnnbench.ui import Showing
+
+    value, showing = parameter.shown(), Showing()
     look: Any = {"description": parameter.name, "tooltip": f"{parameter.name}: {'needed' if parameter.needed else 'may be left as it is'}",
                  "style": {"description_width": "54px"}, "layout": widgets.Layout(width="140px")}
     late: Any = {"continuous_update": False, "placeholder": "" if parameter.needed else "auto"}
@@ -896,13 +888,11 @@ def entry_panel(parameter: Parameter, ask: Callable[[str, Any], None]) -> Any:
 
     def show(now: Parameter) -> None:
         words = "" if now.shown() is None else format_value(now.shown())  # type: ignore[arg-type]
-        showing.set()
-        try: made.value = now.shown() if whole or now.kind is bool else words
-        except traitlets.TraitError: pass  # a word where a number belongs: the list says so
-        finally: showing.clear()
+        with showing, suppress(traitlets.TraitError):  # a word where a number belongs: the list says so
+            made.value = now.shown() if whole or now.kind is bool else words
 
     def changed(change: Any) -> None:
-        if not showing.is_set(): ask(parameter.name, change.new)
+        if not showing.active: ask(parameter.name, change.new)
     show(parameter)
     made.observe(changed, "value")
     made.show = show
@@ -1048,26 +1038,26 @@ def blocks_panel(desk: "Desk", editing: Editing) -> Any:
     "The list of blocks with its tools, for tasks whose networks can be made of blocks; `.of` gives its widgets by name."
     import ipywidgets as widgets
 
+    from cnnbench.ui import Showing
+
     tools, listed = tools_panel(editing), list_panel(editing)
     text = widgets.Textarea(continuous_update=False, rows=5, layout=widgets.Layout(width="auto"), tooltip="Blocks separated by commas or line breaks")
     fold = widgets.Accordion([text], titles=("Blocks as text",), selected_index=None)
-    heading, showing = widgets.HTML(), threading.Event()
+    heading, showing = widgets.HTML(), Showing()
     box = widgets.VBox([widgets.HTML(LIST_CSS, layout=widgets.Layout(display="none")), heading, tools, listed, fold])
 
     def show(_: Any = None) -> None:
         name, spec = editing.lens.value("name"), editing.spec
         whole = f"<br>{html.escape(name)} is built as a whole. Start from a list of blocks to design your own."
         words = f"<b>Blocks</b>{'' if spec is not None else whole}"
-        with editing.lock:
-            showing.set()
+        with editing.lock, showing:
             heading.value, text.value = f"<div style='line-height:1.4;margin-top:8px'>{words}</div>", spec or ""
-            showing.clear()
             listed.layout.display = "block" if spec is not None else "none"
             for part in (fold, tools.row): part.layout.display = "" if spec is not None else "none"
             box.layout.display = "" if desk.setup is None or builds_blocks(desk.setup.task) else "none"
 
     def ask(change: Any) -> None:
-        if not showing.is_set(): editing.put(change.new, editing.place)
+        if not showing.active: editing.put(change.new, editing.place)
     text.observe(ask, "value")
     editing.lens.store.observe(show, ["config", "draft"])
     desk.observe(show, "setup")
