@@ -546,7 +546,7 @@ def comparison_html(found: Comparison) -> str:
     parts = [table_html(("", "this", found.second.name), found.rows), notice_html(found.note)]
     if found.items is not None:
         counted, total = found.items, sum(vars(found.items).values())
-        words = [("both", counted.both), ("only this run", counted.first), (f"only {found.second.name}", counted.second), ("neither", counted.neither)]
+        words = list(zip(("both", "only this run", f"only {found.second.name}", "neither"), vars(counted).values(), strict=True))
         chance = f"Two equally good runs would differ so much with a probability of {counted.chance:.2g} (McNemar's exact test)."
         parts += [table_html((f"right, of {total:,} items of both", ""), words), notice_html(chance)]
     return "<div style='height:8px'></div>".join(part for part in parts if part)
@@ -609,7 +609,7 @@ FITTING = ("model.on(\"change:figure\", show);", """const fit = () => {
 
 
 def chart_panel() -> Any:
-    "A chart that takes the width of its place, also where that changes or comes late."
+    "A chart that takes the width of its place, also where that changes or comes late, and keeps its height."
     from cnnbench.ui import CHART_JS, Chart
 
     chart = Chart()
@@ -713,7 +713,8 @@ def confusion_panel(judged: Judged, chances: np.ndarray, pick: Callable[[int], N
 
     classes, targets, cells = judged.setup.task.classes, judged.predictions.targets, judged.evaluation.confusion
     named = [("any other", ANY), *zip(classes, range(len(classes)), strict=True)]
-    truth, answer = choice_panel("Truth", named, "The true class of the images shown", 200), choice_panel("Answer", named, "The class they were taken for", 200)
+    truth = choice_panel("Truth", named, "The true class of the images shown", 200)
+    answer = choice_panel("Answer", named, "The class that they were taken for", 200)
     shares = choice_panel("Cells", [("% of the truth", True), ("counts", False)], "What the numbers in the matrix are", 180)
     every = widgets.Button(description="All errors", tooltip="Show every wrong answer, the surest first", layout=widgets.Layout(width="90px"))
     chart, pages = chart_panel(), pages_panel(judged, chances, pick)
@@ -989,7 +990,7 @@ def comparison_panel(desk: Any) -> Any:
     from cnnbench.ui import Latest, said
 
     other = widgets.Dropdown(description="Compare", style={"description_width": "60px"}, layout=widgets.Layout(width="auto"))
-    table, also = widgets.HTML(), widgets.Button(description="Judge it too", tooltip="Predict the same split with that run's model, and compare item by item")
+    table, also = widgets.HTML(), widgets.Button(description="Judge it too", tooltip="Predict the same split with that run's model")
     box = widgets.VBox([other, table, also], layout=widgets.Layout(width="100%"))
     box.judged, box.found = None, None
     def draw() -> None:

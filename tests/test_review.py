@@ -164,7 +164,8 @@ def test_items_of_a_cell_row_column_or_all(case):
     chances, targets, which, _ = case
     guesses = chances.argmax(1)
     wanted = {
-        (None, None): guesses != targets, (which, None): (targets == which) & (guesses != which), (None, which): (guesses == which) & (targets != which),
+        (None, None): guesses != targets,
+        (which, None): (targets == which) & (guesses != which), (None, which): (guesses == which) & (targets != which),
         (which, which): (targets == which) & (guesses == which), (0, which): (targets == 0) & (guesses == which),
     }
     for (truth, answer), there in wanted.items():
