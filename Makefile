@@ -21,12 +21,13 @@ help:  ## show this list
 
 setup: $(READY)  ## prepare .venv (the first time downloads several GB: torch and what it stands on)
 
-$(READY): settings.ini setup.py pyproject.toml
+$(READY): settings.ini setup.py pyproject.toml .ci/app.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(TOO_OLD)" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install -e '.[dev]'
 	$(BIN)/python -m pip install --no-deps $(TEST_DATA)
 	@mkdir -p .venv/share/jupyter/lab/settings
+	$(BIN)/python .ci/app.py .venv/share/jupyter/voila/templates
 	@echo '$(QUIET_LAB)' > .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
@@ -40,7 +41,7 @@ lab: $(READY)  ## JupyterLab on the workbench: run its two cells
 	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/workbench.ipynb $(ARGS)
 
 app: $(READY)  ## the workbench as a web page, without code, by Voila; or ARGS="--port 8867 --no-browser"
-	$(BIN)/python -m voila nbs/workbench.ipynb --strip_sources=True $(ARGS)
+	$(BIN)/python -m voila nbs/workbench.ipynb --template=workbench --strip_sources=True $(ARGS)
 
 docs: $(READY)  ## the site from the notebooks, in _docs: by Quarto where it is installed, else by smalldocs
 	$(BIN)/python .ci/pages.py docs

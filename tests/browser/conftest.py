@@ -60,7 +60,7 @@ def lab(folder):
 
 @pytest.fixture(scope="module")
 def app(folder):
-    address, process = serve(("voila", "nbs/workbench.ipynb", "--no-browser", "--strip_sources=True"), folder)
+    address, process = serve(("voila", "nbs/workbench.ipynb", "--no-browser", "--template=workbench", "--strip_sources=True"), folder)
     yield address
     process.terminate()
     process.wait(30)
