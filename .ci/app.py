@@ -1,4 +1,4 @@
-"""The look of the workbench as a web page (`app.py TEMPLATE_FOLDER`): Voila's own, with its signs from the installed package and not from the network."""
+"""The look of the workbench as a web page (`app.py FOLDER`): Voila's own, with its signs from an installed package, not from the network."""
 
 import shutil
 import sys

@@ -490,7 +490,7 @@ def empty_state() -> SimpleNamespace:
         thumbs=None, mine=False, problem="", wanted=[],
     )
 
-# %% ../nbs/77_insight.ipynb #f4b11499
+
 def renew(state: SimpleNamespace, **changes: Any) -> None:
     "Put a panel's state back to the beginning, but for `changes`."
     vars(state).update(vars(empty_state()) | changes)
@@ -635,8 +635,8 @@ def draw_maps(of: Mapping[str, Any], state: SimpleNamespace) -> None:
         state.drawn = key
     told = [held if isinstance(held, str) else held.words() for held in checks if held is not None]
     of["checks"].value = note("\n".join(["Rank correlation with the map of random weights:", *told]) if told else "")
-    names = {place: name for name, place in state.targets}
-    of["words"].value = note(state.problem or maps_words(state, names), state.problem not in ("", "Cancelled."))
+    told = state.problem or maps_words(state, {place: name for name, place in state.targets})
+    of["words"].value = note(told, state.problem not in ("", "Cancelled."))
     draw_thumbs(of, state)
 
 # %% ../nbs/77_insight.ipynb #992d7f76
@@ -691,7 +691,8 @@ def connect_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, u
         update()
 
     def clicked(x: float, y: float) -> None:
-        if (place := cell_at(x, y, len(state.questions))) is not None: of["image"].value = place
+        place = cell_at(x, y, len(state.questions))
+        if place is not None: of["image"].value = place
     of["start"].on_click(lambda _: start(False))
     of["check"].on_click(lambda _: start(True))
     of["run"].again.on_click(again)

@@ -92,7 +92,7 @@ def what_it_takes(word: str, make: Callable[..., nn.Module]) -> str:
 def suits(value: Value, hint: Any) -> bool:
     "Whether a value of a spec may go where the annotation is `hint`; what is not annotated, or not with types, takes anything."
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))]
-    kinds = [kind for kind in kinds if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if isinstance(kind, type) and kind is not Any]
     if isinstance(value, bool) or not kinds: return bool in kinds or not kinds
     return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
 

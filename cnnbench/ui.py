@@ -447,8 +447,12 @@ function library(model) {
   });
   return window.cnnbenchPlotly;
 }
+function spread(Plotly, box) {
+  const width = box.clientWidth;
+  if (width && box._fullLayout && Math.abs(box._fullLayout.width - width) > 1) Plotly.relayout(box, { width });
+}
 function fit(Plotly, box) {
-  const watcher = new ResizeObserver(() => { if (box.offsetWidth) Plotly.Plots.resize(box); });
+  const watcher = new ResizeObserver(() => spread(Plotly, box));
   watcher.observe(box);
   return () => { watcher.disconnect(); Plotly.purge(box); };
 }
@@ -556,7 +560,8 @@ async function render({ model, el }) {
   const show = () => {
     const figure = JSON.parse(model.get("figure"));
     box.style.display = figure.data ? "block" : "none";
-    return Plotly.react(box, figure.data || [], figure.layout || {}, { responsive: true, displayModeBar: false });
+    const drawn = Plotly.react(box, figure.data || [], figure.layout || {}, { responsive: true, displayModeBar: false });
+    return drawn.then(() => spread(Plotly, box));
   };
   await show();
   const told = (point) => ({ curve: point.curveNumber, point: point.pointIndex ?? point.pointNumber, x: point.x, y: point.y });
