@@ -21,7 +21,7 @@ help:  ## show this list
 
 setup: $(READY)  ## prepare .venv (the first time downloads several GB: torch and what it stands on)
 
-$(READY): settings.ini setup.py pyproject.toml .ci/app.py
+$(READY): settings.ini setup.py pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(TOO_OLD)" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install -e '.[dev]'

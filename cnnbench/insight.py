@@ -10,7 +10,7 @@ __all__ = ['MOST', 'PASSES', 'WAIT', 'VIEWS', 'WIDTH', 'LIVE', 'LABELS', 'CONCER
            'run_choices', 'run_panel', 'Wanted', 'config_for', 'asking_panel', 'method_panel', 'showing_panel',
            'fill_list', 'doubt_of', 'cell_at', 'empty_state', 'renew', 'choose_run', 'choose_questions',
            'choose_question', 'chosen_methods', 'tell_costs', 'cost_of', 'left_to_do', 'make_maps', 'maps_words',
-           'draw_thumbs', 'draw_maps', 'explanation_code', 'start_job', 'connect_panel', 'bring_up',
+           'draw_thumbs', 'draw_maps', 'explanation_code', 'start_job', 'pick_place', 'connect_panel', 'bring_up',
            'explanation_panel']
 
 # %% ../nbs/77_insight.ipynb #5e453821
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from importlib import import_module
 from pathlib import Path
@@ -482,7 +483,7 @@ def cell_at(x: float, y: float, count: int, columns: int = 6) -> int | None:
     place = int(y * math.ceil(count / across)) * across + int(x * across) if count else 0
     return place if place < count else None
 
-
+# %% ../nbs/77_insight.ipynb #3165672e
 def empty_state() -> SimpleNamespace:
     "What an explanation panel looks at: nothing yet."
     return SimpleNamespace(
@@ -635,8 +636,8 @@ def draw_maps(of: Mapping[str, Any], state: SimpleNamespace) -> None:
         state.drawn = key
     told = [held if isinstance(held, str) else held.words() for held in checks if held is not None]
     of["checks"].value = note("\n".join(["Rank correlation with the map of random weights:", *told]) if told else "")
-    told = state.problem or maps_words(state, {place: name for name, place in state.targets})
-    of["words"].value = note(told, state.problem not in ("", "Cancelled."))
+    line = state.problem or maps_words(state, {place: name for name, place in state.targets})
+    of["words"].value = note(line, state.problem not in ("", "Cancelled."))
     draw_thumbs(of, state)
 
 # %% ../nbs/77_insight.ipynb #992d7f76
@@ -671,6 +672,12 @@ def start_job(desk: "Desk", state: SimpleNamespace, checks: bool, draw: Callable
     draw()
 
 # %% ../nbs/77_insight.ipynb #6217d749
+def pick_place(of: Mapping[str, Any], state: SimpleNamespace, x: float, y: float) -> None:
+    "Choose the image that was clicked."
+    place = cell_at(x, y, len(state.questions))
+    if place is not None: of["image"].value = place
+
+# %% ../nbs/77_insight.ipynb #a0573422
 def connect_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, update: Callable[..., None]) -> None:
     "Let the widgets of the explanation panel act."
     from cnnbench.ui import said
@@ -689,14 +696,10 @@ def connect_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace, u
     def again(_: Any) -> None:
         renew(state, folder=Path(), mine=state.mine)  # no run: the chosen one is opened anew
         update()
-
-    def clicked(x: float, y: float) -> None:
-        place = cell_at(x, y, len(state.questions))
-        if place is not None: of["image"].value = place
     of["start"].on_click(lambda _: start(False))
     of["check"].on_click(lambda _: start(True))
     of["run"].again.on_click(again)
-    of["thumbs"].on_place(clicked)
+    of["thumbs"].on_place(partial(pick_place, of, state))
     desk.job.observe(job_changed, "state")
     desk.observe(update, "run")
 
