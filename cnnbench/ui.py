@@ -336,9 +336,9 @@ def job_line(job: Job) -> Any:
     button.on_click(lambda _: job.cancel())
     def show(_: Any = None) -> None:
         running = job.state == "running"
-        bar.value, words.value = job.fraction, job.message
+        bar.value, words.value = job.fraction, "" if job.state == "done" else job.message
         bar.bar_style = {"failed": "danger", "cancelled": "warning", "done": "success"}.get(job.state, "info")
-        bar.layout.visibility = "hidden" if job.state == "idle" else "visible"
+        bar.layout.visibility = "hidden" if job.state in ("idle", "done") else "visible"
         button.layout.visibility = "visible" if running else "hidden"
     show()
     job.observe(show, ["state", "fraction", "message"])
