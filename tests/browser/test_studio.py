@@ -95,3 +95,48 @@ def test_the_web_page_trains_and_shows_no_code(page, app, folder):
     page.locator("button:has-text('Start')").click()
     until(lambda: [line for line in lines(folder, "served") if line["kind"] == "epoch"], page)
     until(lambda: points(page), page)
+
+
+PIXELS = """async () => {
+  const shown = [...document.querySelectorAll(".jp-OutputArea-output img")].filter((image) => image.offsetWidth && image.src.startsWith("blob:"));
+  const bytes = await Promise.all(shown.map(async (image) => new Uint8Array(await (await fetch(image.src)).arrayBuffer())));
+  return bytes.map((held) => held.reduce((sum, value, place) => (sum * 31 + value + place) % 1000000007, 7)).join();
+}"""
+
+
+def test_a_slider_moved_by_keyboard_changes_the_pixels(page, lab):
+    open_studio(page, lab)
+    open_tab(page, "Augmentation")
+    before = until(lambda: page.evaluate(PIXELS), page)
+    slider = page.locator(".widget-inline-hbox:has(label:text-is('Strength')) .noUi-handle").first
+    slider.focus()
+    slider.press("ArrowRight")
+    until(lambda: page.evaluate(PIXELS) not in ("", before), page)
+
+
+def test_a_run_is_judged_a_cell_clicked_and_an_answer_explained(page, lab, folder):
+    open_studio(page, lab)
+    open_tab(page, "Evaluation")
+    page.locator("button:has-text('Judge')").first.click()
+    cells = page.locator(".js-plotly-plot:visible").first
+    cells.wait_for(timeout=WAIT)
+    box = cells.locator(".heatmaplayer").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.05, box["y"] + box["height"] * 0.05)  # zeros taken for zeros
+    until(lambda: page.evaluate(PIXELS), page)
+    open_tab(page, "Explanation")
+    first = until(lambda: page.evaluate(PIXELS), page)
+    page.get_by_text("Grad-CAM").first.click()
+    until(lambda: page.evaluate(PIXELS) not in ("", first), page)
+
+
+def test_settings_are_saved_and_loaded_again(page, lab, folder):
+    open_studio(page, lab)
+    field(page, "Run").fill("saved")
+    field(page, "Run").press("Tab")
+    page.locator("button[title='Write the settings to the file']").click()
+    until(lambda: (folder / "nbs" / "experiment.json").exists(), page)
+    assert json.loads((folder / "nbs" / "experiment.json").read_text())["name"] == "saved"
+    field(page, "Run").fill("other")
+    field(page, "Run").press("Tab")
+    page.locator("button[title='Take the settings from the file']").click()
+    until(lambda: field(page, "Run").input_value() == "saved", page)
