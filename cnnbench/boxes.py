@@ -10,7 +10,7 @@ __all__ = ['THRESHOLDS', 'LONGEST', 'RECALLS', 'FIGURES', 'WORK', 'FAULTS', 'NEA
            'box_sections', 'pr_figure', 'errors_figure', 'telling_rows', 'example_picture', 'judge_boxes']
 
 # %% ../nbs/72_boxes.ipynb #8b0fb7e3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from .tasks import Interval, named_row
 if TYPE_CHECKING: import plotly.graph_objects as go
 
 # %% ../nbs/72_boxes.ipynb #acae9339
-THRESHOLDS = torch.linspace(0.5, 0.95, 10).double().numpy()  # IoUs of COCO's mAP, in float32 as torchmetrics holds them
+THRESHOLDS = tuple(torch.linspace(0.5, 0.95, 10).double().tolist())  # IoUs of COCO's mAP, in float32 as torchmetrics holds them
 LONGEST = 100  # boxes of an image and class
 
 
@@ -42,7 +42,7 @@ class Hits:
     objects: np.ndarray  # int64 (class, image): how many there are to find
 
 
-def take_objects(shares: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def take_objects(shares: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     "Which object each box takes, int64 (threshold, box), by overlaps (box, object), boxes from the surest down: -1 none, -2 a crowd."
     taken, free = np.full((len(thresholds), len(shares)), -1), np.tile(~crowd, (len(thresholds), 1))
     levels, every = np.minimum(thresholds, 1 - 1e-10), np.arange(len(thresholds))
@@ -55,7 +55,7 @@ def take_objects(shares: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray) 
     return taken
 
 
-def match_boxes(found: Detections, classes: int, thresholds: np.ndarray = THRESHOLDS) -> Hits:
+def match_boxes(found: Detections, classes: int, thresholds: Sequence[float] | np.ndarray = THRESHOLDS) -> Hits:
     "The hits of all boxes at each IoU."
     order = np.argsort(-found.scores, kind="stable")
     boxes, labels, owner = found.boxes[order], found.labels[order], found.owner[order]
