@@ -41,9 +41,10 @@ def printed(outputs: list[dict]) -> str:
 
 
 def shows(outputs: list[dict]) -> bool:
-    "Whether the cell shows something: a value, a picture, a line."
-    kinds = ("execute_result", "display_data")
-    return any(output["output_type"] in kinds or output.get("name") == "stdout" for output in outputs)
+    "Whether the cell shows something that is saved: a value, a picture, a line; widgets live only while their kernel does."
+    kinds, live = ("execute_result", "display_data"), "application/vnd.jupyter.widget-view+json"
+    values = [output for output in outputs if live not in output.get("data", {})]
+    return any(output["output_type"] in kinds or output.get("name") == "stdout" for output in values)
 
 
 def untidy(notebook: dict) -> list[str]:
