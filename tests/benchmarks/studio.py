@@ -41,8 +41,8 @@ def trained(experiment: Experiment, root: Path, watched: bool) -> tuple[float, d
     ticket = start_run_process(experiment, root)
     panel = None
     if watched:
-        panel = training_panel(Desk(experiment, prepare_again, root))
-        panel.view.watcher.follow(ticket.folder)
+        desk = Desk(experiment, prepare_again, root)
+        panel, desk.run = training_panel(desk), ticket.folder
     until(lambda: not ticket.alive)
     if panel is not None: panel.view.watcher.close()
     found, last = steps(ticket.folder), named_checkpoint(ticket.folder, "last")
