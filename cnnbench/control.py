@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'QUEUE', 'RECENT', 'FORKABLE', 'prepare_again', 'config_parts', 'config_code', 'code_for', 'Ticket',
            'read_ticket', 'tickets', 'wait_turn', 'in_turn', 'spawn', 'take_ticket', 'start_run_process',
            'resume_run_process', 'ticket_state', 'last_words', 'drop_ticket', 'LogReader', 'Standing', 'standing',
-           'fork_run']
+           'fork_run', 'stored_predictions', 'same_path', 'list_choices', 'run_panel']
 
 # %% ../nbs/53_control.ipynb #a4ee4636
 import os
@@ -19,14 +19,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from .config import difference, get_at, replace_all, to_code, to_dict
-from .core import UsageError, format_seconds, read_json, write_json, write_text
-from .experiment import Edited, EpochEnd, Experiment, RunEnd, Setup, StepEnd, free_name, from_line, is_locked, load_checkpoint, load_experiment
-from .experiment import log_line, prepare, read_log, read_run, run_state
+from .core import UsageError, format_seconds, look_up, read_json, write_json, write_text
+from .experiment import Edited, EpochEnd, Experiment, RunEnd, RunRow, Setup, StepEnd, free_name, from_line, is_locked, list_runs
+from .experiment import load_checkpoint, load_experiment, log_line, named_checkpoint, prepare, read_log, read_run, run_state
+from .plot import note_html
+from .tasks import TASKS, load_predictions
+
+if TYPE_CHECKING:
+    from cnnbench.ui import Desk
 
 # %% ../nbs/53_control.ipynb #2b8eb470
 KEPT = ("seed", "device", "task", "data", "model.name", "model.weights", "model.backbone")  # what all but the network depends on
@@ -265,3 +270,59 @@ def fork_run(
     write_json(aside / "experiment.json", facts | {"experiment": to_dict(replace_all(experiment, {**changes, "name": new.name})), "forked": forked})
     os.rename(aside, new)
     return new
+
+# %% ../nbs/53_control.ipynb #c9210789
+def stored_predictions(folder: Path | str, part: str) -> Any:
+    "A run's stored predictions of a split, val or test; None where there are none, or the run has a newer checkpoint."
+    folder = Path(folder)
+    path, held = folder / "predictions" / f"{part}.npz", [named_checkpoint(folder, name) for name in ("best", "last")]
+    newest = max((file.stat().st_mtime_ns for file in held if file is not None), default=0)
+    if not path.exists() or path.stat().st_mtime_ns < newest: return None
+    return load_predictions(path, look_up(load_experiment(folder).task.name, TASKS, "task").predictions)
+
+
+def same_path(first: Path | None, second: Path | None) -> bool:
+    "Whether two paths, None for none, lead to the same place."
+    return first == second or (first is not None and second is not None and first.resolve() == second.resolve())
+
+
+def list_choices(root: Path) -> tuple[list[RunRow], list[tuple[str, Path]], str]:
+    "A folder's runs, newest first: their rows, (words, folder) for a list, what is wrong. Where one is damaged, all are listed by name alone."
+    try: rows = list_runs(root)
+    except UsageError as error:
+        found = sorted(root.glob("*/experiment.json"), key=lambda path: -path.stat().st_mtime)
+        return [], [(path.parent.name, path.parent) for path in found], str(error)
+    return rows, [(f"{row.name} ({row.state})", root / row.name) for row in rows], ""
+
+# %% ../nbs/53_control.ipynb #7c896865
+def run_panel(desk: "Desk") -> Any:
+    "The runs in the desk's folder, newest first, bound to `desk.run`; `.read()` looks for new ones in the background, `.rows` are those found."
+    import ipywidgets as widgets
+
+    from cnnbench.ui import Latest, Showing
+
+    runs = widgets.Dropdown(description="Run", style={"description_width": "60px"}, layout=widgets.Layout(flex="1 1 0", width="0"))
+    again = widgets.Button(icon="refresh", tooltip="Look for runs again", layout=widgets.Layout(width="36px", flex="none"))
+    line, showing, full = widgets.HTML(), Showing(), widgets.Layout(width="100%")
+    box = widgets.VBox([widgets.HBox([runs, again], layout=full), line], layout=full)
+    box.rows, box.listed, box.runs, box.again, box.line = [], [], runs, again, line
+    def show(_: Any = None) -> None:
+        choices: list[tuple[str, Any]] = [("Choose a run …", ""), *box.listed]
+        if not any(same_path(path or None, desk.run) for _, path in choices): choices.append((desk.run.name, desk.run))  # it lies elsewhere
+        with showing:  # what is shown is not asked for again
+            runs.options = choices
+            runs.value = next(path for _, path in choices if same_path(path or None, desk.run))
+    def read() -> None:
+        box.rows, box.listed, problem = list_choices(desk.root)
+        empty = "" if box.listed else f"There are no runs in {desk.root} yet: train one first."
+        show()
+        line.value = note_html(problem, "problem") or note_html(empty)
+    def ask(change: Any) -> None:
+        if not showing.active: desk.run = change.new or None
+    show()
+    runs.observe(ask, "value")
+    desk.observe(show, "run")
+    box.read = Latest(read)
+    again.on_click(lambda _: box.read())
+    box.read()
+    return box

@@ -42,7 +42,7 @@ from .core import UsageError, format_bytes, look_up, torch_seed
 from .layers import BLOCKS, Normalize
 from .models import GIVEN, LENET, RESNET9, Block, LayerSummary, ModelConfig, Summary, Trace, Value, add_dropout, check_outputs
 from .models import format_spec, format_value, from_spec, parse_value, set_dropout, summarize, torchvision_models
-from .plot import COLOURS, figure, label
+from .plot import COLOURS, figure, label, note_html
 from .transfer import BACKBONES
 
 if TYPE_CHECKING:
@@ -381,7 +381,7 @@ class Fitting:
     problem: str = ""  # the sentence; "" where all fit
     place: Place = ()  # of the block at fault
 
-
+# %% ../nbs/34_designer.ipynb #4951c938
 def fitting_network(
     spec: str,
     shape: tuple[int, int, int],  # (channel, height, width)
@@ -637,7 +637,7 @@ def costs_of(
     kept = sorted((cost for cost in found.values() if share(cost) >= least), key=share, reverse=True)[:most]
     return tuple(cost for cost in found.values() if cost in kept)
 
-
+# %% ../nbs/34_designer.ipynb #3a1fb842
 def costs_figure(
     table: LayerTable,
     most: int = 20,  # layers
@@ -1146,8 +1146,7 @@ def costs_panel(desk: "Desk", editing: Editing) -> Any:
 # %% ../nbs/34_designer.ipynb #a1a9a5e8
 def notice(words: str) -> str:
     "A sentence above the table, as HTML; what is under way ends in an ellipsis, and is no problem."
-    colour = "inherit" if words.endswith("…") else "var(--jp-error-color1,#b00020)"
-    return f"<div style='font-size:12px;line-height:1.35;margin:4px 6px 6px 4px;color:{colour}'>{html.escape(words)}</div>" if words else ""
+    return note_html(words, "plain" if words.endswith("…") else "problem")
 
 
 def runs_in(root: Path) -> tuple[str, ...]:

@@ -738,7 +738,6 @@ class Detection(OneImage):
         self.config, self.classes, self.settings, self.rule = config, tuple(classes), config.detection, pick_loss(config, LOSSES)
 
     def criterion(self, raw: Raw, targets: Boxes) -> torch.Tensor: return self.rule(raw, targets, self.config.smoothing)
-
     def networks(self) -> list[str]: return list(DETECTORS)
 
     def build(self, config: ModelConfig, shape: Any, mean: Any, std: Any, seed: int = 0) -> nn.Module:
@@ -764,8 +763,7 @@ class Detection(OneImage):
 
     def apart(self, made: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> Apart: return boxes_apart(made, wanted, self.settings.score)
     def answers(self, outputs: Sequence[np.ndarray], places: Sequence[Place]) -> list[BoxAnswer]:
-        sure = outputs[1] >= self.settings.shown
-        return box_answers([held[sure] for held in outputs], places, self.classes)
+        return box_answers([held[outputs[1] >= self.settings.shown] for held in outputs], places, self.classes)
 
     def caption(self, target: Any) -> str: return count_words(np.asarray(target.labels), self.classes)
 

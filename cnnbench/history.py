@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .control import run_panel
 from .core import UsageError, preserved
 from .experiment import Setup, checkpoint_files, load_checkpoint, read_log
 from .explain import explain, to_pixels
-from .insight import WIDTH, calm, cell_at, device_of, doubt_of, fill_list, looked_at, map_layers, note, one_map, open_near, questions_of
-from .insight import run_panel, true_class, watched
-from .plot import COLOURS, as_colour, heat_colours, image_grid, label
+from .insight import COLUMNS, WIDTH, calm, device_of, doubt_of, fill_list, looked_at, map_layers, one_map, open_near, questions_of
+from .insight import true_class, watched
+from .plot import COLOURS, as_colour, grid_place, heat_colours, image_grid, label, note_html
 from .tasks import Answer, Place, Question
 from .train import EpochEnd
 
@@ -239,7 +240,7 @@ def history_picture(setup: Setup, row: int, moments: Sequence[Moment], at: Path 
     "The answers as pictures in a row, that of checkpoint `at` in a frame."
     colours = [COLOURS[1] if moment.checkpoint.path == at else None for moment in moments]
     words = [f"epoch {moment.checkpoint.epoch:.3g}" for moment in moments]
-    return image_grid([drawn_answer(setup, row, moment) for moment in moments], words, columns=6, cell=cell, colours=colours, size=11)
+    return image_grid([drawn_answer(setup, row, moment) for moment in moments], words, columns=COLUMNS, cell=cell, colours=colours, size=11)
 
 # %% ../nbs/78_history.ipynb #d9e05d36
 HELD = 256e6  # bytes of networks that a panel holds
@@ -277,7 +278,7 @@ def open_history(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace) ->
     if desk.run == state.folder: return
     vars(state).update(vars(empty_history()) | {"folder": desk.run, "turn": state.turn})
     if desk.run is None: return
-    of["words"].value = note(f"Reading the data of {desk.run.name} …")
+    of["words"].value = note_html(f"Reading the data of {desk.run.name} …", "plain")
     import_module("captum.attr")
     setup, at_end = open_near(desk.run, desk.setup), of["epoch"].value >= of["epoch"].max
     state.checkpoints = checkpoints_of(desk.run)
@@ -336,14 +337,15 @@ def show_moment(of: Mapping[str, Any], state: SimpleNamespace, checkpoint: Check
     network = network_of(state, path)
     try:
         of["filters"].show(kept("filters", lambda: filters_picture(network, 40, 8, 30)), "The first filters at this checkpoint")
-        of["filters_title"].value = note(f"Filters of {first_filters(network)[0]}, each on its own scale")
-    except UsageError as error: of["filters_title"].value = note(str(error))
+        of["filters_title"].value = note_html(f"Filters of {first_filters(network)[0]}, each on its own scale", "plain")
+    except UsageError as error: of["filters_title"].value = note_html(str(error), "plain")
     if layer:
         def maps() -> Image.Image:
             found = activations(state.setup.task.deployed(network), layer, *inputs_of(state.setup, row))[0]
             return activations_picture(found, *((4, 68) if found.shape[2] < 2 * found.shape[1] else (2, 300)))
         of["maps"].show(kept("maps", maps, row, layer), f"The maps of {layer} at this checkpoint")
-    of["maps_title"].value = note(f"Maps of {layer}, the first 16 channels on one scale" if layer else "No layer has maps larger than one pixel.")
+    words = f"Maps of {layer}, the first 16 channels on one scale" if layer else "No layer has maps larger than one pixel."
+    of["maps_title"].value = note_html(words, "plain")
 
 
 def show_course(of: Mapping[str, Any], state: SimpleNamespace, moments: Sequence[Moment], at: Checkpoint) -> None:
@@ -364,8 +366,8 @@ def bring_up_history(desk: "Desk", of: Mapping[str, Any], state: SimpleNamespace
     turn, places = state.turn, range(len(state.checkpoints))
     at = state.checkpoints[min(of["epoch"].value, places[-1])]
     words = moment_of(state, at, state.row).answer.words()
-    of["at"].value = note(f"Epoch {at.epoch:.3g}, step {at.step}; checkpoint {state.checkpoints.index(at) + 1} of {len(places)}")
-    of["words"].value = note(f"Epoch {at.epoch:.3g}: {words}" + (f"\n{state.lacking}" if state.lacking else ""))
+    of["at"].value = note_html(f"Epoch {at.epoch:.3g}, step {at.step}; checkpoint {state.checkpoints.index(at) + 1} of {len(places)}", "plain")
+    of["words"].value = note_html(f"Epoch {at.epoch:.3g}: {words}" + (f"\n{state.lacking}" if state.lacking else ""), "plain")
     lines = "probabilities" in state.setup.task.output_names
     chosen = evenly(state.checkpoints, ASKED[lines])
     held = [each for each in chosen if (each.path, state.row) in state.moments]
@@ -413,7 +415,7 @@ def connect_history_panel(desk: "Desk", of: Mapping[str, Any], state: SimpleName
 
     def clicked(x: float, y: float) -> None:
         chosen = evenly(state.checkpoints, ASKED[False])
-        place = cell_at(x, y, len(chosen))
+        place = grid_place(of["strip"].size, len(chosen), COLUMNS, x, y)
         if place is not None: of["epoch"].value = state.checkpoints.index(chosen[place])
     of["run"].again.on_click(again)
     of["chart"].on_click(nearest)
@@ -433,10 +435,10 @@ def history_panel(desk: "Desk") -> Any:
     def work() -> None:
         try:
             with calm(desk.root): bring_up_history(desk, of, state)
-            if state.setup is None: of["words"].value = note(state.problem or "Choose a run.", bool(state.problem))
+            if state.setup is None: of["words"].value = note_html(state.problem or "Choose a run.", "problem" if state.problem else "plain")
         except Exception as error:
             state.problem = said(error)
-            of["words"].value = note(state.problem, True)
+            of["words"].value = note_html(state.problem, "problem")
         if state.setup is None: show_nothing(of)
         shown.refresh()
     latest = Latest(work)

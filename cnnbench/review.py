@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Words', 'KINDS', 'FIGURE_WORDS', 'CELL', 'ANY', 'Judged', 'count_looks', 'note_look', 'told_batches',
-           'judge_run', 'ItemCount', 'right_items', 'compare_items', 'stored_predictions', 'Comparison', 'compare_with',
-           'same_data_runs', 'class_probabilities', 'Decisions', 'ThresholdFigures', 'decisions', 'threshold_figures',
-           'wrong_items', 'PrecisionRecall', 'curve_of', 'precision_recall', 'best_threshold',
-           'precision_recall_figure', 'chosen_items', 'most_confused', 'cells_figure', 'grid_form', 'answer_words',
-           'threshold_words', 'items_picture', 'rates_figure', 'class_rates', 'label_rates', 'ClipScores',
-           'frame_logits', 'clip_scores', 'shown_classes', 'clip_figure', 'notice_html', 'problem_html', 'table_html',
-           'figures_html', 'comparison_html', 'calls', 'guarded', 'close_panel', 'place_of', 'item_words',
-           'lively_panel', 'choice_panel', 'class_or_none', 'slider_panel', 'row_panel', 'beside_panel', 'pages_panel',
-           'confusion_panel', 'rates_panel', 'calibration_panel', 'views_panel', 'threshold_html', 'threshold_code',
-           'threshold_panel', 'class_views', 'classes_panel', 'labels_panel', 'clips_panel', 'film_panel', 'clip_code',
-           'player_panel', 'runs_panel', 'same_path', 'looks_words', 'split_panel', 'comparison_panel', 'heading_html',
+           'judge_run', 'ItemCount', 'right_items', 'compare_items', 'Comparison', 'compare_with', 'same_data_runs',
+           'class_probabilities', 'Decisions', 'ThresholdFigures', 'decisions', 'threshold_figures', 'wrong_items',
+           'PrecisionRecall', 'curve_of', 'precision_recall', 'best_threshold', 'precision_recall_figure',
+           'chosen_items', 'most_confused', 'cells_figure', 'grid_form', 'answer_words', 'threshold_words',
+           'items_picture', 'rates_figure', 'class_rates', 'label_rates', 'ClipScores', 'frame_logits', 'clip_scores',
+           'shown_classes', 'clip_figure', 'table_html', 'figures_html', 'comparison_html', 'calls', 'guarded',
+           'close_panel', 'item_words', 'lively_panel', 'choice_panel', 'class_or_none', 'slider_panel', 'beside_panel',
+           'pages_panel', 'confusion_panel', 'rates_panel', 'calibration_panel', 'views_panel', 'threshold_html',
+           'threshold_code', 'threshold_panel', 'class_views', 'classes_panel', 'labels_panel', 'clips_panel',
+           'film_panel', 'clip_code', 'player_panel', 'looks_words', 'split_panel', 'comparison_panel', 'heading_html',
            'review_code', 'show_judged', 'connect_review', 'evaluation_panel']
 
 # %% ../nbs/75_review.ipynb #ddd987f3
@@ -33,11 +32,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .core import UsageError, load_attribute, look_up, preserved, read_json, write_json
+from .control import run_panel, same_path, stored_predictions
+from .core import UsageError, load_attribute, preserved, read_json, write_json
 from .evaluate import Calibration, Evaluation, LabelEvaluation, calibration, calibration_figure, class_ticks, figure_text
-from .experiment import RunRow, Setup, compare_runs, list_runs, load_experiment, load_model, named_checkpoint, open_setup, read_run
-from .plot import COLOURS, TEXT, figure, image_grid, label, signed_scale
-from .tasks import TASKS, Interval, Predictions, best_classes, load_predictions, named_row, save_predictions, telling_items
+from .experiment import RunRow, Setup, compare_runs, load_model, open_setup, read_run
+from .plot import COLOURS, TEXT, figure, grid_place, image_grid, label, note_html, signed_scale
+from .tasks import Interval, Predictions, best_classes, named_row, save_predictions, telling_items
 from .video import MeanOver, cut_clips, part_frames, stopped
 
 if TYPE_CHECKING:
@@ -135,15 +135,6 @@ def compare_items(first: Any, second: Any) -> ItemCount | None:
     return ItemCount(cells[3], cells[2], cells[1], cells[0])
 
 # %% ../nbs/75_review.ipynb #48625db4
-def stored_predictions(folder: Path | str, part: str) -> Any:
-    "A run's stored predictions of a split; None where there are none, or the run has a newer checkpoint."
-    folder = Path(folder)
-    path, held = folder / "predictions" / f"{part}.npz", [named_checkpoint(folder, name) for name in ("best", "last")]
-    newest = max((file.stat().st_mtime_ns for file in held if file is not None), default=0)
-    if not path.exists() or path.stat().st_mtime_ns < newest: return None
-    return load_predictions(path, look_up(load_experiment(folder).task.name, TASKS, "task").predictions)
-
-
 @dataclass(frozen=True)
 class Comparison:
     "Two runs of the same data."
@@ -449,7 +440,7 @@ class ClipScores:
     def probabilities(self) -> np.ndarray:  # float64 (frame, class)
         return torch.from_numpy(self.logits).double().softmax(1).numpy()
 
-
+# %% ../nbs/75_review.ipynb #7a1d9293
 def frame_logits(model: nn.Module, clips: torch.Tensor) -> torch.Tensor | None:
     "The logits that a network averages over the frames at its end, (frame, class), in the order of its parts; None where it does not."
     *_, last = model.modules()
@@ -512,16 +503,6 @@ FIGURE_WORDS = MappingProxyType({
 CELL = "padding:2px 8px 2px 0;border-bottom:1px solid var(--jp-border-color2,#ddd);vertical-align:top;overflow-wrap:anywhere"
 
 
-def notice_html(words: str, colour: str = "var(--jp-ui-font-color2,#666)") -> str:
-    "Words as a line of HTML; nothing for none."
-    return f"<div style='color:{colour};font-size:13px;line-height:1.4;white-space:normal'>{html.escape(words)}</div>" if words else ""
-
-
-def problem_html(words: str) -> str:
-    "A sentence that says what went wrong, as HTML; nothing for none."
-    return notice_html(words, "var(--jp-error-color1,#b00020)")
-
-
 def table_html(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     "A small table: the first column is what, the others are numbers or words."
     def cell(value: Any, place: int, tag: str = "td") -> str:
@@ -543,12 +524,12 @@ def figures_html(figures: Mapping[str, Interval], main: str) -> str:
 # %% ../nbs/75_review.ipynb #a29a791b
 def comparison_html(found: Comparison) -> str:
     "Settings that differ and figures of two runs, and how many items only one gets right, as HTML."
-    parts = [table_html(("", "this", found.second.name), found.rows), notice_html(found.note)]
+    parts = [table_html(("", "this", found.second.name), found.rows), note_html(found.note)]
     if found.items is not None:
         counted, total = found.items, sum(vars(found.items).values())
         words = list(zip(("both", "only this run", f"only {found.second.name}", "neither"), vars(counted).values(), strict=True))
         chance = f"Two equally good runs would differ so much with a probability of {counted.chance:.2g} (McNemar's exact test)."
-        parts += [table_html((f"right, of {total:,} items of both", ""), words), notice_html(chance)]
+        parts += [table_html((f"right, of {total:,} items of both", ""), words), note_html(chance)]
     return "<div style='height:8px'></div>".join(part for part in parts if part)
 
 
@@ -585,15 +566,6 @@ def close_panel(panel: Any) -> None:
     panel.close()
 
 
-def place_of(x: float, y: float, count: int, columns: int) -> int | None:
-    "Which of `count` pictures in a grid lies at a place in shares of its width and height; None where there is none."
-    if not count: return None
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    place = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
-    return place if place < count else None
-
-
 def item_words(judged: Judged, chances: np.ndarray, item: int) -> str:
     "An item's name, truth and likeliest classes in a line."
     task, name = judged.setup.task, named_row(judged.setup.dataset, judged.predictions.rows[item])
@@ -608,7 +580,7 @@ def lively_panel(box: Any, draw: Callable[[], None], code: Callable[[], str], of
 
     line, shown = widgets.HTML(), code_panel(code)
     def tell(error: Exception | None) -> None:
-        line.value = problem_html(said(error)) if error is not None else ""
+        line.value = note_html(said(error), "problem") if error is not None else ""
         shown.refresh()
     box.draw, box.code, box.of = Latest(guarded(box, draw, tell)), code, MappingProxyType({**of, "line": line, "code": shown.button})
     box.children = (*box.children, line, shown)
@@ -641,13 +613,6 @@ def slider_panel(name: str, span: tuple[int, int, int], tooltip: str = "", words
     return widgets.IntSlider(value=value, min=low, max=high, description=name, tooltip=tooltip, **look)
 
 
-def row_panel(*parts: Any) -> Any:
-    "Widgets in a row that breaks where it is too long."
-    import ipywidgets as widgets
-
-    return widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%"))
-
-
 def beside_panel(left: Any, right: Any, share: int = 46) -> Any:
     "Two views beside each other, the left one `share` per cent wide."
     import ipywidgets as widgets
@@ -661,17 +626,17 @@ def pages_panel(judged: Judged, chances: np.ndarray, pick: Callable[[int], None]
     "Pictures of items, page by page: `.show(items, words)` takes others; a click says more of one, and tells `pick`."
     import ipywidgets as widgets
 
-    from cnnbench.ui import Latest, Picture, said
+    from cnnbench.ui import Latest, Picture, said, wrapped_row
 
     columns, _, most = grid_form(judged.setup.dataset.shape)
     count, line, picture = widgets.HTML(layout=widgets.Layout(width="130px")), widgets.HTML(), Picture()
     page = slider_panel("Page", (1, 1, 1), words=40)
-    box = widgets.VBox([row_panel(count, page), picture, line])
+    box = widgets.VBox([wrapped_row(count, page), picture, line])
     box.items, box.words, box.of = np.zeros(0, np.int64), None, MappingProxyType({"page": page, "picture": picture, "line": line, "count": count})
     def draw() -> None:
         first, words = (page.value - 1) * most, box.words
         items = box.items[first : first + most]
-        count.value = notice_html(f"{first + 1} to {first + len(items)} of {len(box.items):,}" if len(items) else "There are none.")
+        count.value = note_html(f"{first + 1} to {first + len(items)} of {len(box.items):,}" if len(items) else "There are none.")
         picture.show(items_picture(judged, items, words) if len(items) else None, f"{len(items)} items of the {PARTS[judged.part]} split")
     def show(items: np.ndarray, words: Words) -> None:
         box.items, box.words, line.value = items, words, ""
@@ -680,10 +645,10 @@ def pages_panel(judged: Judged, chances: np.ndarray, pick: Callable[[int], None]
         box.draw()
     def choose(x: float, y: float) -> None:
         items = box.items[(page.value - 1) * most :][:most]
-        if (place := place_of(x, y, len(items), columns)) is None: return
-        line.value = notice_html(item_words(judged, chances, int(items[place])))
+        if (place := grid_place(picture.size, len(items), columns, x, y)) is None: return
+        line.value = note_html(item_words(judged, chances, int(items[place])))
         if pick is not None: pick(int(items[place]))
-    def tell(error: Exception | None) -> None: line.value = problem_html(said(error)) if error is not None else line.value
+    def tell(error: Exception | None) -> None: line.value = note_html(said(error), "problem") if error is not None else line.value
     box.show, box.draw = show, Latest(guarded(box, draw, tell))
     page.observe(lambda change: box.draw(), "value")
     picture.on_place(choose)
@@ -694,7 +659,7 @@ def confusion_panel(judged: Judged, chances: np.ndarray, pick: Callable[[int], N
     "The confusion matrix, whose cells can be clicked, and the images of the chosen cell, row, column, or all errors."
     import ipywidgets as widgets
 
-    from cnnbench.ui import Chart
+    from cnnbench.ui import Chart, wrapped_row
 
     classes, targets, cells = judged.setup.task.classes, judged.predictions.targets, judged.evaluation.confusion
     named = [("any other", ANY), *zip(classes, range(len(classes)), strict=True)]
@@ -703,7 +668,7 @@ def confusion_panel(judged: Judged, chances: np.ndarray, pick: Callable[[int], N
     shares = choice_panel("Cells", [("% of the truth", True), ("counts", False)], "What the numbers in the matrix are", 180)
     every = widgets.Button(description="All errors", tooltip="Show every wrong answer, the surest first", layout=widgets.Layout(width="90px"))
     chart, pages = Chart(), pages_panel(judged, chances, pick)
-    box = widgets.VBox([row_panel(truth, answer, every, shares), beside_panel(chart, pages)])
+    box = widgets.VBox([wrapped_row(truth, answer, every, shares), beside_panel(chart, pages)])
     def draw() -> None:
         chosen = class_or_none(truth.value), class_or_none(answer.value)
         chart.show(cells_figure(cells, classes, shares.value, chosen))
@@ -741,11 +706,11 @@ def calibration_panel(judged: Judged) -> Any:
     "Accuracy against confidence, in steps that can be chosen."
     import ipywidgets as widgets
 
-    from cnnbench.ui import Chart
+    from cnnbench.ui import Chart, wrapped_row
 
     chart, words = Chart(), "A model is calibrated where, of the answers it gives at 80 %, 80 % are right. Bars are 95 % intervals (Wilson)."
     bins = slider_panel("Steps", (15, 2, 50), "Equal steps of confidence that answers are gathered in")
-    box = widgets.VBox([row_panel(bins, widgets.HTML(notice_html(words))), chart])
+    box = widgets.VBox([wrapped_row(bins, widgets.HTML(note_html(words))), chart])
     def measured() -> Calibration: return calibration(judged.predictions.outputs, judged.predictions.targets, bins.value)
     def draw() -> None: chart.show(calibration_figure(measured()))
     def code() -> str:
@@ -795,7 +760,7 @@ def threshold_panel(judged: Judged, chances: np.ndarray, every: str, pick: Calla
     "A threshold for one class, or for all (which `every` puts in words), with its figures, its place on the curve, and the images wrong at it."
     import ipywidgets as widgets
 
-    from cnnbench.ui import Chart
+    from cnnbench.ui import Chart, wrapped_row
 
     classes, targets = judged.setup.task.classes, judged.predictions.targets
     which = choice_panel("Class", [(every, ANY), *zip(classes, range(len(classes)), strict=True)], "What is said, or not, by the threshold", 280)
@@ -803,7 +768,7 @@ def threshold_panel(judged: Judged, chances: np.ndarray, every: str, pick: Calla
     slider = widgets.FloatSlider(value=0.5, min=0, max=1, step=0.005, description="Threshold", **look)
     best = widgets.Button(description="Best F1", tooltip="Go to the threshold of the highest F1 on this split", layout=widgets.Layout(width="90px"))
     chart, numbers, pages, kept = Chart(), widgets.HTML(), pages_panel(judged, chances, pick), dict[int, float]()
-    box = widgets.VBox([row_panel(which, slider, best), numbers, beside_panel(chart, pages)])
+    box = widgets.VBox([wrapped_row(which, slider, best), numbers, beside_panel(chart, pages)])
     def draw() -> None:
         asked, threshold = class_or_none(which.value), slider.value
         found = decisions(chances, targets, asked)
@@ -859,10 +824,12 @@ def film_panel(count: int) -> Any:
     "Controls that play frames 1 to `count`: `.frame` is the slider, `.rate` the speed."
     import ipywidgets as widgets
 
+    from cnnbench.ui import wrapped_row
+
     play = widgets.Play(value=1, min=1, max=count, interval=200, repeat=True, show_repeat=False, tooltip="Play the clip")
     frame, rate = slider_panel("Frame", (1, 1, count)), slider_panel("Frames per second", (5, 1, 30), "How fast the clip is played", 125, 320)
     rate.observe(lambda change: setattr(play, "interval", round(1000 / change.new)), "value")
-    box = row_panel(play, frame, rate)
+    box = wrapped_row(play, frame, rate)
     box.play, box.frame, box.rate, box.made = play, frame, rate, {"link": widgets.jslink((play, "value"), (frame, "value"))}
     return box
 
@@ -899,7 +866,7 @@ def player_panel(judged: Judged, chances: np.ndarray) -> Any:
         pixels, scores = held[item]
         picture.show(image_grid([pixels[frame]], [f"frame {frame + 1} of {len(pixels)}"], cell=300), f"frame {frame + 1}")
         chart.show(clip_figure(scores, task.classes, int(targets[item]), frame))
-        words.value = notice_html(f"Lines: {KINDS[scores.kind]}.")
+        words.value = note_html(f"Lines: {KINDS[scores.kind]}.")
     box = widgets.VBox([clip, film, beside_panel(picture, widgets.VBox([chart, words]), 38)])
     for widget in (clip, film.frame): widget.observe(lambda change: box.draw(), "value")
     box.choose = choose
@@ -907,45 +874,6 @@ def player_panel(judged: Judged, chances: np.ndarray) -> Any:
     return lively_panel(box, draw, lambda: clip_code(judged, clip.value), of)
 
 # %% ../nbs/75_review.ipynb #27dc3555
-def runs_panel(desk: Any) -> Any:
-    "The runs in the desk's folder, newest first, bound to `desk.run`; `.read()` looks for new ones in the background, `.rows` are those found."
-    import ipywidgets as widgets
-
-    from cnnbench.ui import Latest, said
-
-    runs = widgets.Dropdown(description="Run", style={"description_width": "60px"}, layout=widgets.Layout(flex="1 1 auto", width="auto"))
-    again, line = widgets.Button(icon="refresh", tooltip="Look for new runs", layout=widgets.Layout(width="36px")), widgets.HTML()
-    box = widgets.VBox([widgets.HBox([runs, again], layout=widgets.Layout(width="100%")), line], layout=widgets.Layout(width="100%"))
-    box.rows, box.showing = [], False
-    def show(_: Any = None) -> None:
-        options: list[tuple[str, Any]] = [("Choose a run …", ""), *((f"{row.name} ({row.state})", desk.root / row.name) for row in box.rows)]
-        if not any(same_path(path or None, desk.run) for _, path in options): options.append((desk.run.name, desk.run))
-        box.showing = True  # what is shown is not asked for again
-        runs.options = options
-        runs.value = next(path for _, path in options if same_path(path or None, desk.run))
-        box.showing = False
-    def read() -> None:
-        box.rows = list_runs(desk.root)
-        show()
-        line.value = "" if box.rows else notice_html(f"There are no runs in {desk.root} yet: train one first.")
-    def ask(change: Any) -> None:
-        if not box.showing: desk.run = change.new or None
-    def tell(error: Exception | None) -> None: line.value = problem_html(said(error)) if error is not None else line.value
-    box.read = Latest(guarded(box, read, tell))
-    show()
-    runs.observe(ask, "value")
-    desk.observe(show, "run")
-    again.on_click(lambda _: box.read())
-    box.read()
-    box.of = MappingProxyType({"run": runs, "again": again})
-    return box
-
-# %% ../nbs/75_review.ipynb #9f96c3b3
-def same_path(first: Path | None, second: Path | None) -> bool:
-    "Whether two paths, None for none, lead to the same place."
-    return first == second or (first is not None and second is not None and first.resolve() == second.resolve())
-
-
 def looks_words(looks: int) -> str:
     "What to know before the test split is looked at."
     times = {0: "not been looked at yet", 1: "been looked at once", 2: "been looked at twice"}.get(looks, f"been looked at {looks} times")
@@ -962,8 +890,8 @@ def split_panel(desk: Any) -> Any:
     box = widgets.VBox([split, line, sure])
     def show(_: Any = None) -> None:
         test = split.value == "test"
-        try: line.value = notice_html(looks_words(count_looks(desk.run))) if test and desk.run is not None else ""
-        except UsageError as error: line.value = problem_html(str(error))
+        try: line.value = note_html(looks_words(count_looks(desk.run))) if test and desk.run is not None else ""
+        except UsageError as error: line.value = note_html(str(error), "problem")
         sure.layout.display = "" if test else "none"
         if not test: sure.value = False
     def part() -> str | None: return split.value if split.value == "val" or sure.value else None
@@ -973,7 +901,7 @@ def split_panel(desk: Any) -> Any:
     box.show, box.part, box.of = show, part, MappingProxyType({"split": split, "sure": sure, "looks": line})
     return box
 
-# %% ../nbs/75_review.ipynb #8de0b2d0
+# %% ../nbs/75_review.ipynb #9f96c3b3
 def comparison_panel(desk: Any) -> Any:
     "Another run to compare a judged one with: `.offer(judged, folders)` says which there are; `.found` is the comparison on screen, None for none."
     import ipywidgets as widgets
@@ -989,7 +917,7 @@ def comparison_panel(desk: Any) -> Any:
         table.value = comparison_html(box.found) if box.found is not None else ""
         also.layout.display = "" if box.found is not None and box.found.lacks else "none"
     def tell(error: Exception | None) -> None:
-        if error is not None: box.found, table.value, also.layout.display = None, problem_html(said(error)), "none"
+        if error is not None: box.found, table.value, also.layout.display = None, note_html(said(error), "problem"), "none"
     def offer(judged: Judged | None, folders: Sequence[Path]) -> None:
         kept, box.judged = other.value if other.value in folders else "", judged
         first = "with another run of these data …" if folders else "no other run of these data"
@@ -1005,10 +933,10 @@ def comparison_panel(desk: Any) -> Any:
     offer(None, ())
     return box
 
-# %% ../nbs/75_review.ipynb #92ce802e
+# %% ../nbs/75_review.ipynb #8de0b2d0
 def heading_html(judged: Judged | None) -> str:
     "What is judged, as HTML."
-    if judged is None: return notice_html("Choose a run and judge it: what the model says of a split, and where it is wrong, will stand here.")
+    if judged is None: return note_html("Choose a run and judge it: what the model says of a split, and where it is wrong, will stand here.")
     task, dataset = judged.setup.experiment.task.name, judged.setup.dataset
     words = f"{task} of {dataset.name}, {len(judged.predictions):,} items of the {PARTS[judged.part]} split"
     name = f"<b style='font-size:15px'>{html.escape(judged.folder.name)}</b>"
@@ -1034,7 +962,7 @@ def show_judged(desk: Any, box: Any, judged: Judged | None) -> None:
     if not review: raise UsageError(f"{type(judged.setup.task).__name__} names no view of its own: give it review = 'module:function'.")
     of["view"].children = (load_attribute(review)(desk, judged),)
 
-# %% ../nbs/75_review.ipynb #f2bbd650
+# %% ../nbs/75_review.ipynb #92ce802e
 def connect_review(desk: Any, box: Any) -> None:
     "Let the panel's button judge, through the desk's job, and what is on screen follow the choices."
     of, (_, split, _) = box.of, box.parts
@@ -1052,28 +980,28 @@ def connect_review(desk: Any, box: Any) -> None:
     def end(_: Any) -> None:
         if not box.busy or desk.job.state == "running": return
         box.busy, of["sure"].value = False, False
-        of["line"].value = problem_html(desk.job.message) if desk.job.state in ("failed", "cancelled") else ""
+        of["line"].value = note_html(desk.job.message, "problem") if desk.job.state in ("failed", "cancelled") else ""
         split.show()
         free()
     def start(_: Any) -> None:
         folder, part = desk.run, split.part()
-        box.busy, of["line"].value = True, notice_html("Judging …")
+        box.busy, of["line"].value = True, note_html("Judging …")
         try: desk.job.start(lambda job: work(job, folder, part))
-        except UsageError as error: box.busy, of["line"].value = False, problem_html(str(error))
+        except UsageError as error: box.busy, of["line"].value = False, note_html(str(error), "problem")
         free()
     for source, name in ((desk, "run"), (of["split"], "value"), (of["sure"], "value")): source.observe(turn, name)
     desk.job.observe(end, "state")
     of["judge"].on_click(start)
     turn()
 
-# %% ../nbs/75_review.ipynb #913f2d98
+# %% ../nbs/75_review.ipynb #f2bbd650
 def evaluation_panel(desk: Any) -> Any:
     "A run judged: its figures, the view that its task names, and another run beside it; `.judged` is what is on screen, None for nothing."
     import ipywidgets as widgets
 
     from cnnbench.ui import code_panel, stage
 
-    runs, split, other = runs_panel(desk), split_panel(desk), comparison_panel(desk)
+    runs, split, other = run_panel(desk), split_panel(desk), comparison_panel(desk)
     hint = "Predict the split with the run's model, and judge the predictions"
     button = widgets.Button(description="Judge", icon="balance-scale", button_style="primary", tooltip=hint, layout=widgets.Layout(width="100%"))
     line, table, heading, view = widgets.HTML(), widgets.HTML(), widgets.HTML(heading_html(None)), widgets.VBox(layout=widgets.Layout(width="100%"))
@@ -1081,7 +1009,10 @@ def evaluation_panel(desk: Any) -> Any:
     shown = code_panel(code)
     box = stage([runs, split, button, line, table, other, shown], [heading, view])
     box.judged, box.code, box.parts = None, code, (runs, split, other)
-    box.of = MappingProxyType({**runs.of, **split.of, **other.of, "judge": button, "line": line, "figures": table, "heading": heading, "view": view})
+    box.of = MappingProxyType({
+        "run": runs.runs, "again": runs.again, **split.of, **other.of, "judge": button, "line": line, "figures": table,
+        "heading": heading, "view": view
+    })
     for part in (heading, other.of["table"]): part.observe(shown.refresh, "value")
     connect_review(desk, box)
     return box

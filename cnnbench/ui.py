@@ -6,8 +6,8 @@
 __all__ = ['STEP', 'COLUMN', 'LABEL', 'SLIDER_STEPS', 'WIDE', 'SPOKEN', 'AT_EXIT', 'PICTURE_JS', 'LIBRARY_JS', 'CURVE_JS', 'MOST',
            'CHART_JS', 'ROWS_JS', 'TABLE_JS', 'TABLE_CSS', 'Store', 'load_settings', 'undo', 'redo', 'step',
            'save_settings', 'read_settings', 'Lens', 'spoken', 'slider_for', 'widget_for', 'sentence', 'Showing',
-           'snapped', 'control', 'controls', 'code_panel', 'stage', 'Cancelled', 'said', 'Job', 'Latest', 'job_line',
-           'Desk', 'Picture', 'send_library', 'Thinned', 'LiveCurves', 'Chart', 'Table']
+           'snapped', 'control', 'controls', 'code_panel', 'wrapped_row', 'stage', 'Cancelled', 'said', 'Job', 'Latest',
+           'job_line', 'Desk', 'Picture', 'send_library', 'Thinned', 'LiveCurves', 'Chart', 'Table']
 
 # %% ../nbs/03_ui.ipynb #ea0bc84f
 import html
@@ -249,6 +249,11 @@ def code_panel(code: Callable[[], str]) -> Any:
     return box
 
 
+def wrapped_row(*parts: Any) -> Any:
+    "Widgets in a row, which breaks where it is too long."
+    return widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap", width="100%", align_items="center", grid_gap="4px 12px"))
+
+
 def stage(left: Iterable[Any], right: Iterable[Any]) -> Any:
     "A stage's panel: a column of controls, and the view beside it."
     column = widgets.VBox(list(left), layout=widgets.Layout(width=f"{COLUMN}px", min_width=f"{COLUMN}px", margin="0 16px 0 0"))
@@ -430,8 +435,11 @@ class Picture(anywidget.AnyWidget):
     alt = traitlets.Unicode("").tag(sync=True)  # what is on it, in words
     clickable = traitlets.Bool(False).tag(sync=True)
 
+    size = (1, 1)  # px, of the picture that is shown
+
     def show(self, picture: Any, alt: str = "") -> None:
         "Show a PIL image; nothing for None."
+        self.size = picture.size if picture is not None else (1, 1)
         self.alt, self.data = alt, to_jpeg(picture) if picture is not None else b""
 
     def on_place(self, react: Callable[[float, float], None]) -> None:

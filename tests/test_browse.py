@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cnnbench import browse
 from cnnbench.browse import (
-    LISTED, MOST, NOTHING, PAGES, browse_picture, class_balance_figure, class_counts, class_notes, data_panel, grid_place, image_sizes,
+    LISTED, MOST, NOTHING, PAGES, browse_picture, class_balance_figure, class_counts, class_notes, data_panel, image_sizes,
     index_classes, large_picture, matching_rows, measured, measures_of, original_sizes, size_words,
 )
 from cnnbench.control import prepare_again
@@ -16,7 +16,7 @@ from cnnbench.core import UsageError
 from cnnbench.data import ArrayImages, Dataset, LazyImages, Split, pixel_statistics, split_dataset
 from cnnbench.experiment import Experiment, experiment_for, prepare
 from cnnbench.images import plan_fit
-from cnnbench.plot import image_grid, to_jpeg
+from cnnbench.plot import grid_place, image_grid, to_jpeg
 from cnnbench.targets import BoxColumn, MaskColumn, make_boxes
 from cnnbench.tasks import Classification, TaskConfig, make_task
 from cnnbench.ui import Desk

@@ -8,17 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_boxes import table
 
 from cnnbench.boxes import FAULTS, average_precisions, break_down, find_faults, image_dicts, match_boxes, precision_curves
 from cnnbench.core import UsageError
 from cnnbench.detection import Detections
 from cnnbench.experiment import create_run, experiment_for, load_model, prepare, train_run
 from cnnbench.gallery import (
-    KINDS, OVERLAPS, box_counts, box_lines, boxes_panel, cell_at, draw_samples, error_map, error_places, faults_figure, interpolated_latents,
+    KINDS, OVERLAPS, box_counts, box_lines, boxes_panel, draw_samples, error_map, error_places, faults_figure, interpolated_latents,
     latent_between, mask_review, masks_panel, match_overlaps, nearest_training, operating_curve, rates, samples_panel, verdict_picture, verdicts,
     worst_first,
 )
-from cnnbench.plot import image_grid
+from cnnbench.plot import grid_place, image_grid
 from cnnbench.segmentation import MaskPredictions
 from cnnbench.ui import Desk
 
@@ -27,16 +28,6 @@ SMALL = {
     "train.layout": "contiguous",
 }
 GREY = SMALL | {"data.size": 16, "train.batch_size": 128}
-
-
-def table(boxes, true_boxes, crowd=None, images=1):
-    "Boxes as (owner, label, score, box), objects as (owner, label, box)."
-    def column(rows, place, kind, shape=()): return np.array([row[place] for row in rows], kind).reshape(-1, *shape)
-    return Detections(
-        np.arange(images), column(boxes, 3, np.float32, (4,)), column(boxes, 2, np.float32), column(boxes, 1, np.int64), column(boxes, 0, np.int64),
-        column(true_boxes, 2, np.float32, (4,)), column(true_boxes, 1, np.int64), column(true_boxes, 0, np.int64),
-        np.array(crowd if crowd is not None else [False] * len(true_boxes), bool),
-    )
 
 
 def random_boxes(seed, images=6, classes=3, crowds=0.0):
@@ -212,8 +203,8 @@ def test_a_click_finds_its_image():
         tall, wide = (sheet.height - 8) / math.ceil(count / min(columns, count)), (sheet.width - 8) / min(columns, count)
         for place in range(count):
             x, y = 8 + (place % columns + 0.4) * wide, 8 + (place // columns + 0.4) * tall
-            assert cell_at(x / sheet.width, y / sheet.height, sheet.size, columns, count) == place
-    assert cell_at(0.9, 0.9, image_grid(np.zeros((7, 9, 9), np.uint8), columns=4).size, 4, 7) is None
+            assert grid_place(sheet.size, count, columns, x / sheet.width, y / sheet.height) == place
+    assert grid_place(image_grid(np.zeros((7, 9, 9), np.uint8), columns=4).size, 7, 4, 0.9, 0.9) is None
 
 
 # Masks

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from cnnbench import insight
-from cnnbench.control import prepare_again
+from cnnbench.control import list_choices, prepare_again, stored_predictions
 from cnnbench.core import UsageError, preserved
 from cnnbench.experiment import create_run, experiment_for, load_model, open_setup, prepare, resolve, train_run
 from cnnbench.explain import EXPLAINERS, Attribution, ExplainConfig, explain
 from cnnbench.insight import (
-    PASSES, Pace, SanityCheck, explain_told, explanation_panel, map_layers, measure_pace, open_near, predicted_cost, questions_of, run_choices,
-    sanity_maps, short_batches, stored_predictions, target_names,
+    PASSES, Pace, SanityCheck, explain_told, explanation_panel, map_layers, measure_pace, open_near, predicted_cost, questions_of,
+    sanity_maps, short_batches, target_names,
 )
 from cnnbench.tasks import save_predictions
 from cnnbench.ui import Cancelled, Desk
@@ -245,7 +245,8 @@ def test_a_method_of_ones_own(root):
 
 def test_another_run_another_task(root):
     desk, panel = panel_for(root)
-    assert "Choose a run" in panel.of["words"].value and panel.of["run"].runs.value is None and panel.code().startswith("#")
+    assert "Choose a run" in panel.of["words"].value and panel.of["run"].runs.value == "" and panel.code().startswith("#")
+    assert panel.of["run"].read.wait(60)
     for task in ("segmentation", "classification"):
         panel.of["run"].runs.value = root / task
         assert panel.wait(120) and desk.run == root / task and panel.state.setup.experiment.task.name == task
@@ -272,8 +273,8 @@ def test_a_damaged_run_does_not_hide_the_others(root, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "experiment.json").write_text("{" if name == "two" else (root / "classification/experiment.json").read_text("utf-8"))
-    assert {words for words, _ in run_choices(tmp_path, None)} == {"choose a run", "one", "two"}
-    assert run_choices(tmp_path, root / "detection")[1] == ("detection", root / "detection")
+    rows, listed, problem = list_choices(tmp_path)
+    assert (rows, {words for words, _ in listed}, bool(problem)) == ([], {"one", "two"}, True)
 
 
 def test_data_at_hand_is_not_read_again(root):
@@ -288,14 +289,14 @@ def test_stored_predictions_are_used_while_they_are_new(root):
     folder = root / "classification"
     setup, model = opened(root, "classification")
     path = folder / "predictions" / "val.npz"
-    assert stored_predictions(folder, setup) is None
+    assert stored_predictions(folder, "val") is None
     save_predictions(path, setup.task.predict(model, setup.loader(setup.split.val[:7])(0)))
-    held = stored_predictions(folder, setup)
+    held = stored_predictions(folder, "val")
     assert held.rows.tolist() == setup.split.val[:7].tolist()
     assert len(questions_of(folder, setup, model)) == 7
     late = time.time() + 60
     for file in (folder / "checkpoints").glob("*.pt"): os.utime(file, (late, late))
-    assert stored_predictions(folder, setup) is None
+    assert stored_predictions(folder, "val") is None
     path.unlink()
 
 

@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from cnnbench.control import prepare_again
+from cnnbench.control import prepare_again, stored_predictions
 from cnnbench.core import UsageError, load_attribute, read_json, write_json
 from cnnbench.experiment import create_run, experiment_for, list_runs, load_model, open_setup, prepare, resolve, train_run
 from cnnbench.pipeline import evaluate_stage
+from cnnbench.plot import grid_place
 from cnnbench.review import (
     ClipScores, Comparison, ItemCount, best_threshold, calibration, cells_figure, chosen_items, class_probabilities, class_rates, clip_figure,
-    clip_scores, compare_items, compare_with, count_looks, decisions, evaluation_panel, judge_run, label_rates, note_look, place_of,
-    precision_recall, precision_recall_figure, rates_figure, same_data_runs, shown_classes, stored_predictions, threshold_figures, wrong_items,
+    clip_scores, compare_items, compare_with, count_looks, decisions, evaluation_panel, judge_run, label_rates, note_look,
+    precision_recall, precision_recall_figure, rates_figure, same_data_runs, shown_classes, threshold_figures, wrong_items,
 )
 from cnnbench.tasks import TASKS, Predictions, load_predictions
 from cnnbench.ui import Desk, Job
@@ -314,8 +315,8 @@ def test_place_in_a_grid():
     for count, columns in ((1, 4), (3, 4), (12, 4), (7, 3)):
         across, rows = min(columns, count), -(-count // min(columns, count))
         centres = [((place % across + 0.5) / across, (place // across + 0.5) / rows) for place in range(count)]
-        assert [place_of(x, y, count, columns) for x, y in centres] == list(range(count))
-    assert place_of(0.99, 0.99, 7, 3) is None and place_of(0.5, 0.5, 0, 3) is None
+        assert [grid_place((10**6, 10**6), count, columns, x, y) for x, y in centres] == list(range(count))
+    assert grid_place((10**6, 10**6), 7, 3, 0.99, 0.99) is None and grid_place((1, 1), 0, 3, 0.5, 0.5) is None
 
 
 def test_views_that_are_here_exist():

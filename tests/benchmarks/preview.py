@@ -7,9 +7,8 @@ import statistics
 import time
 from dataclasses import replace
 
-import cv2
 import numpy as np
-from sklearn.datasets import load_sample_images
+from augment import SIZE, photos
 
 from cnnbench.core import describe_machine
 from cnnbench.data import ArrayImages, Dataset
@@ -18,17 +17,7 @@ from cnnbench.plot import image_grid, to_jpeg
 from cnnbench.preview import RowAugmenter, draw_variations, remembering, variations_picture
 from cnnbench.recipes import PRESETS
 
-SIZE, DRAWS = 224, 15
-
-
-def photos(count: int) -> np.ndarray:
-    "Random parts of scikit-learn's two photographs, uint8 (count, 224, 224, 3)."
-    draw, sources = np.random.default_rng(0), load_sample_images().images
-    def one(source: np.ndarray) -> np.ndarray:
-        side = int(draw.integers(SIZE, 400))
-        top, left = (int(draw.integers(0, most - side + 1)) for most in source.shape[:2])
-        return cv2.resize(source[top : top + side, left : left + side], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    return np.stack([one(sources[number % 2]) for number in range(count)])
+DRAWS = 15
 
 
 def cases() -> dict[str, tuple[Dataset, object]]:
