@@ -65,6 +65,8 @@ def test_the_buttons_start_edit_pause_and_stop_a_run(tmp_path):
     panel.of["Start"].click()
     assert panel.of["line"].value == ""
     until(lambda: panel.view.standing is not None and panel.view.standing.state == "running" and panel.view.view.live is not None)
+    desk.store.set("train.clip", 1.0)
+    until(lambda: "when nothing trains" in panel.of["cost"].value)
     panel.of["edits"]["train.lr"].value = 1e-3
     until(lambda: [record for _, record in read_log(desk.run) if isinstance(record, Edited)])
     panel.of["Pause"].click()
@@ -77,7 +79,8 @@ def test_the_buttons_start_edit_pause_and_stop_a_run(tmp_path):
     steps = [record for _, record in read_log(desk.run) if isinstance(record, StepEnd)]
     edits = [(record.setting, record.refused) for _, record in read_log(desk.run) if isinstance(record, Edited)]
     assert steps and edits == [("train.lr", ""), ("pause", ""), ("resume", ""), ("stop", "")]
-    assert load_experiment(desk.run) == replace_all(desk.store.config, {"name": "pressed", "device": "cpu"})
+    assert load_experiment(desk.run) == replace_all(Experiment(), QUICK | {"name": "pressed", "train.epochs": 3000, "device": "cpu"})
+    until(lambda: "about" in panel.of["cost"].value)  # what waited until nothing trains
     panel.of["Start"].click()
     assert "there already" in panel.of["line"].value
     panel.view.watcher.close()
